@@ -1,0 +1,201 @@
+"""Model cards: the TOML file beside a weight file that says what the weights are for and how to read their scores.
+
+A card is enough to choose a model, prepare its inputs and turn its outputs into probabilities; nothing here
+needs torch.
+"""
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError
+
+from mmcd.config import Config
+from mmcd.errors import ModelError
+from mmcd.paths import weights_dir
+
+Modality = Literal["optical", "sar"]
+Unit = Literal["db", "reflectance", "uint8"]
+
+
+class Level(Config):
+    """A scene's own reference level: one of its percentiles is moved to a fixed stretched value.
+
+    Two radar images of one ground differ in level by more than water and land do: calibration, incidence angle and
+    wetness shift a whole scene, and tiles that were stretched one by one have lost it. A high percentile is land even
+    where most of a scene is flooded.
+
+    Attributes:
+        percentile: Percentile of the scene's stretched values, in [0, 100].
+        value: Where it is moved to, in [0, 1].
+    """
+
+    percentile: float = Field(ge=0, le=100)
+    value: float = Field(ge=0, le=1)
+
+
+class Branch(Config):
+    """What one branch of the model expects.
+
+    Attributes:
+        modality: Kind of sensor.
+        sensor: Sensor of the training data, for people.
+        bands: Standard band names in channel order (``B8``, ``VV``, ``red`` ...).
+        unit: Physical unit that values are brought to before the stretch; 8-bit display values pass as they are.
+        percentiles: Whole-scene percentiles that are mapped to 0 and 1, computed once a scene.
+        level: Shift of the stretched values to a common level, computed once a scene; none leaves them.
+        mean: Mean of the stretched values of each band, in [0, 1].
+        std: Standard deviation of the stretched values of each band, in [0, 1].
+    """
+
+    modality: Modality
+    sensor: str
+    bands: tuple[str, ...] = Field(min_length=1, max_length=13)
+    unit: Unit
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    level: Level | None = None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Gsd(Config):
+    """Ground sample distance in metres: what the model was trained at, and where it may be used."""
+
+    nominal: float = Field(gt=0)
+    min: float = Field(gt=0)
+    max: float = Field(gt=0)
+
+
+class Decision(Config):
+    """How head logit and cosine become a calibrated probability of change, and where it is cut.
+
+    ``p = sigmoid(slope * (head_weight * logit + cosine_weight * (1 - cosine)) + intercept)``.
+
+    Attributes:
+        head_weight: Weight of the per-pixel head's logit.
+        cosine_weight: Weight of the embedding distance ``1 - cosine``, in [0, 2], upsampled to pixels.
+        slope: Slope of the probability calibration.
+        intercept: Intercept of the probability calibration.
+        threshold: Probability from which a pixel counts as changed.
+        prevalence: Share of changed pixels that calibration and threshold were chosen for.
+    """
+
+    head_weight: float
+    cosine_weight: float
+    slope: float = 1.0
+    intercept: float = 0.0
+    threshold: float = Field(ge=0, le=1)
+    prevalence: float | None = None
+
+
+class Card(Config):
+    """Everything that must be known of a weight file without opening it.
+
+    Attributes:
+        name: Name of the model, as given to ``--model``.
+        version: Version of the weights.
+        title: One line for people.
+        description: What it finds, what it learned from, what it cannot do.
+        event_types: Event types it was trained for; empty means any.
+        architecture: Which class of ``mmcd.models`` the weights belong to.
+        settings: Constructor arguments of that class.
+        weights: File name of the safetensors file beside the card.
+        sha256: Hash of that file.
+        pre: Input before the event.
+        post: Input after the event.
+        gsd: Ground sample distances.
+        classes: Class names; index 0 is unchanged.
+        decision: From outputs to probability and threshold.
+        training: Data, split, schedule and seeds, for people.
+        metrics: Measured results, one table an evaluation.
+        licence: Rights of the weights and of their training data.
+    """
+
+    name: str
+    version: str
+    title: str
+    description: str
+    event_types: tuple[str, ...] = ()
+    architecture: Literal["siamese"]
+    settings: dict[str, Any]
+    weights: str
+    sha256: str
+    pre: Branch
+    post: Branch
+    gsd: Gsd
+    classes: tuple[str, ...]
+    decision: Decision
+    training: dict[str, Any]
+    metrics: tuple[dict[str, Any], ...] = ()
+    licence: dict[str, str]
+
+
+def read_card(path: Path) -> Card:
+    """Read a card.
+
+    Raises:
+        ModelError: The file is missing, not TOML, or lacks a field.
+    """
+    try:
+        return Card.model_validate(tomllib.loads(path.read_text()))
+    except OSError as error:
+        raise ModelError(f"The card {path} cannot be read: {error.strerror}.", "See `mmcd weights list`.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ModelError(f"The card {path} is not TOML: {error}.", "Fetch the weights again.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"The card {path} is not complete: `{where}` {first['msg'].lower()}.") from error
+
+
+def write_card(card: Card, path: Path) -> None:
+    """Write a card as TOML; fields without a value are left out."""
+    path.write_text(tomli_w.dumps(card.model_dump(mode="json", exclude_none=True), multiline_strings=True))
+
+
+def list_cards(folder: Path | None = None) -> list[tuple[Path, Card]]:
+    """Return the cards of a folder (the shipped weights by default), sorted by name."""
+    folder = folder or weights_dir()
+    return [(path, read_card(path)) for path in sorted(folder.glob("*.toml"))]
+
+
+def find_card(name: str) -> tuple[Path, Card]:
+    """Return the card called ``name``, or the one at the path ``name``.
+
+    Raises:
+        ModelError: There is none; the message lists those that exist.
+    """
+    if name.endswith(".toml"):
+        return Path(name), read_card(Path(name))
+    cards = list_cards()
+    for path, card in cards:
+        if card.name == name:
+            return path, card
+    known = ", ".join(card.name for _, card in cards) or "none"
+    raise ModelError(f"There is no model called {name!r}.", f"Models here: {known}; or give the path of a card.")
+
+
+def verify_weights(card_path: Path, card: Card) -> Path:
+    """Return the path of the card's weight file after checking its hash.
+
+    Raises:
+        ModelError: The file is missing or its SHA-256 differs from the card's.
+    """
+    path = card_path.parent / card.weights
+    if not path.is_file():
+        raise ModelError(f"The weights {path} of model {card.name!r} are missing.", "Restore the file or reinstall.")
+    found = file_sha256(path)
+    if found != card.sha256:
+        raise ModelError(
+            f"The weights {path} do not match their card: SHA-256 {found[:12]}, expected {card.sha256[:12]}.",
+            "The file is damaged or was replaced: restore it, see `mmcd weights verify`.",
+        )
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,529 @@
+"""The `mmcd` command.
+
+Results go to standard output (with `--json` exactly one JSON object), progress and messages to standard error. Exit
+codes: 0 fine, 1 the input or the data is at fault (one line: cause and next step), 2 usage, 130 interrupted. Every
+command imports what it needs when it runs, so `mmcd --help` answers at once.
+"""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from mmcd.errors import Cancelled, MmcdError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+app = typer.Typer(
+    name="mmcd",
+    help="Find what a disaster changed between an optical image before and a radar image after.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+scenes_app = typer.Typer(help="Disaster scenes of the sample catalog and the workspace.", no_args_is_help=True)
+data_app = typer.Typer(help="Training and sample data.", no_args_is_help=True)
+train_app = typer.Typer(help="Train models.", no_args_is_help=True)
+infer_app = typer.Typer(help="Score image pairs.", no_args_is_help=True)
+weights_app = typer.Typer(help="Weights and their cards.", no_args_is_help=True)
+workspace_app = typer.Typer(help="The folder of your own scenes and runs.", no_args_is_help=True)
+for name, group in {
+    "scenes": scenes_app,
+    "data": data_app,
+    "train": train_app,
+    "infer": infer_app,
+    "weights": weights_app,
+    "workspace": workspace_app,
+}.items():
+    app.add_typer(group, name=name)
+
+_messages = Console(stderr=True)
+_results = Console(width=None if sys.stdout.isatty() else 200)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+ImageArgument = Annotated[str, typer.Argument(help="Path, or http(s) address that is downloaded first.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto (bf16 where native), bf16 or fp32.")]
+BackendOption = Annotated[str, typer.Option(help="auto (an int8 export if there is one), torch, onnx or openvino.")]
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with the documented exit codes."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, stream=sys.stderr, format="%(message)s")
+    try:
+        app()
+    except MmcdError as error:
+        if debug:
+            raise
+        _messages.print(f"[red]error:[/red] {_escaped(error)}", soft_wrap=True, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _messages.print("Interrupted. Nothing was left at the final name; run the same command to go on.")
+        sys.exit(Cancelled.exit_code)
+    sys.exit(0)
+
+
+def _escaped(value: object) -> str:
+    from rich.markup import escape
+
+    return escape(str(value))
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        from mmcd import __version__
+
+        _results.print(__version__)
+        raise typer.Exit
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, allow_nan=False, default=str) + "\n")
+
+
+def _report(title: str, values: dict[str, Any]) -> None:
+    table = Table(title=title, show_header=False)
+    for key, value in values.items():
+        table.add_row(key, _escaped(f"{value:.4f}" if isinstance(value, float) else value))
+    _results.print(table)
+
+
+LOG_SECONDS = 10.0
+"""Seconds between two lines of progress in a log, so that a run of an hour says where it is and a short one nothing."""
+
+
+class _ProgressBar:
+    """Progress on standard error, fed by `Progress` callbacks: a bar on a terminal, now and then a line in a log."""
+
+    def __enter__(self) -> "Callable[[str, int, int], None]":
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=_messages,
+            transient=True,
+            disable=not _messages.is_terminal,
+        )
+        self._bar.start()
+        self._next_line = time.monotonic() + LOG_SECONDS
+        self._task = self._bar.add_task("starting", total=None)
+        return self._update
+
+    def _update(self, stage: str, done: int, total: int) -> None:
+        self._bar.update(self._task, description=stage, completed=done, total=total or None)
+        if self._bar.disable and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LOG_SECONDS
+            _messages.print(f"{stage} {done:,} of {total:,}" if total > 1 else stage)
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+
+@app.command()
+def doctor(json_output: JsonFlag = False) -> None:
+    """Check versions, devices, weights, assets and disk; say what is missing and how to get it."""
+    from mmcd.services.doctor import diagnose
+
+    report = diagnose()
+    if json_output:
+        _print_json(report.to_dict())
+    else:
+        _results.print(report.text(), markup=False, highlight=False)
+    if not report.healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def assets() -> None:
+    """Fetch the map's JavaScript once, for machines without internet."""
+    from mmcd.services.assets import fetch_assets
+
+    for line in fetch_assets():
+        _messages.print(_escaped(line))
+
+
+@app.command()
+def worker(
+    idle: Annotated[float | None, typer.Option(help="Leave after this many seconds without a job.", min=0)] = None,
+) -> None:
+    """Run queued jobs until stopped; the app starts one."""
+    from mmcd.services.worker import run
+
+    run(idle)
+
+
+@scenes_app.command("list")
+def scenes_list(json_output: JsonFlag = False) -> None:
+    """List all scenes."""
+    from mmcd.services.scenes import list_scenes, scene_facts
+
+    facts = [scene_facts(scene) for scene in list_scenes()]
+    if json_output:
+        _print_json({"scenes": facts})
+        return
+    columns = ("id", "event_type", "place", "pre_date", "post_date", "gsd", "labelled")
+    table = Table(*(Column(name, overflow="fold") for name in columns), title=f"{len(facts)} scenes")
+    for fact in facts:
+        table.add_row(*(_escaped("–" if fact[column] is None else fact[column]) for column in columns))
+    _results.print(table)
+
+
+@scenes_app.command("check")
+def scenes_check(pre: ImageArgument, post: ImageArgument, json_output: JsonFlag = False) -> None:
+    """Say what is found in a pair of images and what will be done about it."""
+    from mmcd.geo.check import check_pair
+    from mmcd.services.sources import local_file
+
+    with _ProgressBar() as progress:
+        before, after = (local_file(source, progress) for source in (pre, post))
+        report = check_pair(before, after)
+    if json_output:
+        _print_json(report.to_dict())
+    else:
+        table = Table("", "image", "found", "what happens", title=f"{before.name} → {after.name}")
+        for finding in report.findings:
+            table.add_row(finding.severity, finding.subject, _escaped(finding.message), _escaped(finding.action))
+        _results.print(table)
+    if report.refused:
+        raise typer.Exit(1)
+
+
+@scenes_app.command("add")
+def scenes_add(
+    pre: ImageArgument,
+    post: ImageArgument,
+    scene_id: Annotated[str, typer.Option("--id", help="Short name of the scene.")],
+    title: Annotated[str, typer.Option(help="One line for people.")] = "",
+    event_type: Annotated[str, typer.Option(help="flood, earthquake, wildfire ...")] = "unknown",
+    place: str = "",
+    pre_date: Annotated[str, typer.Option(help="Day of the image before, YYYY-MM-DD.")] = "",
+    post_date: Annotated[str, typer.Option(help="Day of the image after, YYYY-MM-DD.")] = "",
+    pre_sensor: Annotated[str, typer.Option(help="Sensor of the image before, such as Sentinel-2.")] = "",
+    post_sensor: Annotated[str, typer.Option(help="Sensor of the image after, such as Sentinel-1.")] = "",
+    label: Annotated[str | None, typer.Option(help="Raster of labels, when there is one.")] = None,
+    footprints: Annotated[str | None, typer.Option(help="Building polygons, when there are any.")] = None,
+    licence: str = "",
+    json_output: JsonFlag = False,
+) -> None:
+    """Check a pair of images and add it to the workspace."""
+    from mmcd.services.scenes import AddSceneRequest, add_scene, scene_facts
+
+    request = AddSceneRequest(
+        pre=pre,
+        post=post,
+        id=scene_id,
+        title=title,
+        event_type=event_type,
+        place=place,
+        pre_date=pre_date or None,
+        post_date=post_date or None,
+        pre_sensor=pre_sensor,
+        post_sensor=post_sensor,
+        label=label,
+        footprints=footprints,
+        licence=licence,
+    )
+    with _ProgressBar() as progress:
+        added = add_scene(request, progress)
+    for finding in added.report.findings:
+        if finding.severity == "warn":
+            _messages.print(f"[yellow]warning:[/yellow] {_escaped(finding.message)}", soft_wrap=True)
+    if json_output:
+        _print_json(scene_facts(added.scene))
+    else:
+        _messages.print(f"Added {scene_id}.")
+
+
+@workspace_app.command("show")
+def workspace_show(json_output: JsonFlag = False) -> None:
+    """Say where the workspace is and what takes how much space."""
+    from mmcd.services.storage import PARTS, usage
+
+    found = usage()
+    if json_output:
+        _print_json(found.to_dict())
+        return
+    table = Table("part", "holds", "entries", Column("MB", justify="right"), title=_escaped(found.folder))
+    for part in found.parts:
+        table.add_row(part.name, PARTS[part.name], f"{part.entries:,}", f"{part.size / 1e6:,.1f}")
+    _results.print(table)
+    _messages.print(f"{found.size / 1e6:,.1f} MB in all, {found.free / 1e9:,.1f} GB free, schema {found.schema}.")
+
+
+@workspace_app.command("clear")
+def workspace_clear(
+    what: Annotated[str, typer.Argument(help="runs, or sources: downloads and uploads that no scene uses.")],
+    scene: Annotated[str | None, typer.Option(help="Only the runs of this scene.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Remove runs, or images that no scene uses. Scenes, training runs and weights stay."""
+    from mmcd.services.storage import ClearRequest, clear, clearable
+
+    request = ClearRequest.checked(what=what, scene=scene)
+    found = clearable(request)
+    question = f"Remove {found.entries:,} {what} ({found.size / 1e6:,.1f} MB) for good?"
+    if found.entries and not yes and not typer.confirm(question, err=True):
+        raise Cancelled("Nothing was removed.")
+    cleared = clear(request)
+    if json_output:
+        _print_json(cleared.to_dict())
+    else:
+        _messages.print(f"Removed {cleared.entries:,} {what}, {cleared.size / 1e6:,.1f} MB.")
+
+
+@data_app.command("simulate")
+def data_simulate(
+    out: Path,
+    scenes: Annotated[int, typer.Option(help="Number of scenes.")] = 1,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 1024,
+    gsd: Annotated[float, typer.Option(help="Pixel size in metres.")] = 0.5,
+    seed: int = 0,
+    event: Annotated[str | None, typer.Option(help="Event type; all in turn when left out.")] = None,
+    layout: Annotated[str, typer.Option(help="catalog: a STAC catalog of scenes.")] = "catalog",
+    samples: Annotated[bool, typer.Option("--samples", help="Write the eight scenes of sample_data/.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Write simulated disaster scenes with labels and building footprints."""
+    from mmcd.services.simulate import SimulateRequest, simulate
+
+    request = SimulateRequest.checked(
+        out=out, scenes=scenes, size=size, gsd=gsd, seed=seed, event=event, layout=layout, samples=samples
+    )
+    with _ProgressBar() as progress:
+        result = simulate(request, progress)
+    if json_output:
+        _print_json(result.to_dict())
+    else:
+        _messages.print(f"{len(result.scenes)} scenes in {_escaped(result.catalog)}.")
+
+
+@train_app.command("start")
+def train_start(
+    config: Annotated[Path, typer.Option(help="YAML file, see configs/.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the file, may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Train a model as a configuration says."""
+    from mmcd.config import parse_overrides
+    from mmcd.services.train import TrainRequest, train
+
+    request = TrainRequest(config=config, overrides=parse_overrides(set_ or []), resume=resume)
+    with _ProgressBar() as progress:
+        result = train(request, progress)
+    if json_output:
+        _print_json(result.to_dict())
+    else:
+        _report(f"Trained {request.config.stem}", result.to_dict())
+
+
+@infer_app.command("predict")
+def infer_predict(
+    pre: Annotated[Path | None, typer.Argument(help="Optical image before.")] = None,
+    post: Annotated[Path | None, typer.Argument(help="Radar image after.")] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for score.tif, mask.tif, item.json, manifest.json.")],
+    scene: Annotated[str | None, typer.Option(help="Id of a scene, instead of two files.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name or card; chosen by bands, GSD and sensor if left out.")
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="W,S,E,N in degrees, or a GeoJSON or GeoPackage.")] = None,
+    tile: Annotated[int, typer.Option(help="Pixels worked on between two saves; never changes the result.")] = 2048,
+    threshold: Annotated[float | None, typer.Option(help="Probability from which change is reported.")] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    backend: BackendOption = "auto",
+    align: Annotated[
+        bool, typer.Option("--align/--no-align", help="Move the image after back where it is displaced, up to 16 px.")
+    ] = False,
+    adapt: Annotated[
+        bool, typer.Option("--adapt/--no-adapt", help="Adapt the model to the scene's own brightness and texture.")
+    ] = False,
+    adapt_weight: Annotated[
+        float | None, typer.Option(help="Weight of the scene in --adapt, 0 (none) to 1; a small one if left out.")
+    ] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Score a pair of images: probability of change and change mask as Cloud Optimized GeoTIFFs."""
+    from mmcd.services.inference import PredictRequest, predict
+
+    request = PredictRequest.checked(
+        pre=pre,
+        post=post,
+        scene=scene,
+        out=out,
+        model=model,
+        region=region,
+        tile=tile,
+        threshold=threshold,
+        device=device,
+        precision=precision,
+        backend=backend,
+        align=align,
+        adapt=adapt,
+        **({} if adapt_weight is None else {"adapt_weight": adapt_weight}),
+    )
+    with _ProgressBar() as progress:
+        result = predict(request, progress)
+    for warning in result.warnings:
+        _messages.print(f"[yellow]warning:[/yellow] {_escaped(warning)}", soft_wrap=True)
+    if json_output:
+        _print_json(result.to_dict())
+    else:
+        _report("Change found", result.summary())
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Id of a run, or a folder that `infer predict --out` wrote.")],
+    out: Annotated[Path, typer.Option(help="File, or folder in which files get their usual names.")],
+    what: Annotated[str, typer.Option(help="score, mask, buildings, map or package (all of it, also as .zip).")],
+    threshold: Annotated[
+        float | None, typer.Option(help="Probability from which a pixel is changed; the run's if left out.")
+    ] = None,
+    footprints: Annotated[
+        Path | None, typer.Option(help="Building outlines; the scene's own if left out, else outlines of change.")
+    ] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Write score, mask, graded buildings, a standalone map or all of a run to files."""
+    from mmcd.services.exports import ExportRequest, export_run, find_run
+
+    request = ExportRequest.checked(what=what, out=out, threshold=threshold, footprints=footprints)
+    with _ProgressBar() as progress:
+        result = export_run(find_run(run), request.what, request.out, request.threshold, request.footprints, progress)
+    for note in result.notes:
+        _messages.print(f"note: {_escaped(note)}", soft_wrap=True, highlight=False)
+    if json_output:
+        _print_json(result.to_dict())
+    else:
+        for path in result.paths:
+            _results.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Name or card.")],
+    dataset: Annotated[str, typer.Option(help="ombria.")],
+    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
+    event: Annotated[str | None, typer.Option(help="One event of the data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="train or test, where the data set has them.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Also write one score GeoTIFF a tile into this folder.")] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    backend: Annotated[str, typer.Option(help="torch, onnx, openvino or auto; cards are measured in torch.")] = "torch",
+    json_output: JsonFlag = False,
+) -> None:
+    """Measure a model on labelled data at the threshold of its card, beside the trivial baselines."""
+    from mmcd.services.evaluate import EvaluateRequest
+    from mmcd.services.evaluate import evaluate as run_evaluation
+
+    request = EvaluateRequest.checked(
+        model=model,
+        dataset=dataset,
+        root=root,
+        event=event,
+        split=split,
+        scores=scores,
+        device=device,
+        precision=precision,
+        backend=backend,
+    )
+    with _ProgressBar() as progress:
+        result = run_evaluation(request, progress)
+    if json_output:
+        _print_json(result)
+    else:
+        _report(f"{model} on {dataset} {event or split or ''}", result)
+
+
+@weights_app.command("list")
+def weights_list(json_output: JsonFlag = False) -> None:
+    """List the models that are here, and what was exported of them."""
+    from mmcd.cards import list_cards
+    from mmcd.services.weights import export_facts, exports_of_models
+
+    cards, exports = [card for _, card in list_cards()], exports_of_models()
+    if json_output:
+        made = {name: [export_facts(record) for record in records] for name, records in exports.items()}
+        _print_json({"models": [card.model_dump(mode="json") | {"exports": made[card.name]} for card in cards]})
+        return
+    table = Table("name", "version", "before", "after", "GSD (m)", "threshold", "what it finds", "exports")
+    for card in cards:
+        table.add_row(
+            card.name,
+            card.version,
+            f"{card.pre.sensor} {' '.join(card.pre.bands)}",
+            f"{card.post.sensor} {' '.join(card.post.bands)}",
+            f"{card.gsd.min:g}–{card.gsd.max:g}",
+            f"{card.decision.threshold:.3f}",
+            card.title,
+            ", ".join(f"{record.backend} {record.precision}" for record in exports[card.name]) or "–",
+        )
+    _results.print(table)
+
+
+@weights_app.command("export")
+def weights_export(
+    model: Annotated[str, typer.Argument(help="Name or card.")],
+    backend: Annotated[str, typer.Option(help="onnx or openvino.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File .onnx, or .xml for OpenVINO; in the workspace if left out.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="int8 or fp32; int8 for openvino and fp32 for onnx if left out.")
+    ] = None,
+    calibration: Annotated[
+        str, typer.Option(help="Images that int8 is fitted on: simulated, scenes, or a folder (STAC or OMBRIA).")
+    ] = "simulated",
+    images: Annotated[int, typer.Option(help="Number of calibration blocks.")] = 16,
+    json_output: JsonFlag = False,
+) -> None:
+    """Write a model for ONNX Runtime or OpenVINO, which --backend of other commands then finds."""
+    from mmcd.services.weights import ExportRequest, export_facts, export_summary, export_weights
+
+    request = ExportRequest.checked(
+        model=model, backend=backend, out=out, precision=precision, calibration=calibration, images=images
+    )
+    with _ProgressBar() as progress:
+        record = export_weights(request, progress)
+    if json_output:
+        _print_json(export_facts(record))
+    else:
+        _report(f"Exported {record.model} {record.version}", export_summary(record))
+
+
+@weights_app.command("verify")
+def weights_verify(json_output: JsonFlag = False) -> None:
+    """Compare every weight file with the hash in its card."""
+    from mmcd.cards import list_cards, verify_weights
+
+    found: dict[str, str] = {}
+    for path, card in list_cards():
+        try:
+            verify_weights(path, card)
+            found[card.name] = "verified"
+        except MmcdError as error:
+            found[card.name] = str(error)
+    if json_output:
+        _print_json({"weights": found})
+    else:
+        _report("Weights", found)
+    if any(state != "verified" for state in found.values()):
+        raise typer.Exit(1)

@@ -1,0 +1,147 @@
+"""Accuracy of stored scores against labels, from set-level counts.
+
+Everything is computed from two tables of 256 counts, one for changed and one for unchanged pixels: they add up over
+tiles and events, need no memory, and give every curve exactly, because a stored score has at most 255 values.
+Here *positive* means changed.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcd.errors import DataError
+from mmcd.score import NOT_ASSESSED, threshold_value
+
+_PROBABILITY = (np.arange(1, 256) - 1) / 254
+
+
+@dataclass(frozen=True)
+class ScoreCounts:
+    """How often each stored score occurs among changed and among unchanged pixels.
+
+    Attributes:
+        changed: Count (or weight) of each byte over changed pixels, shape (256,).
+        unchanged: The same over unchanged pixels, shape (256,).
+    """
+
+    changed: NDArray[np.float64]
+    unchanged: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, score: NDArray[np.uint8], target: NDArray[np.bool_]) -> Self:
+        """Count one map.
+
+        Args:
+            score: Stored scores, any shape, uint8.
+            target: True where the label says changed, same shape.
+        """
+        if score.shape != target.shape:
+            raise DataError(f"Score {score.shape} and label {target.shape} differ in size.", "Bring them to one grid.")
+        return cls(
+            np.bincount(score[target], minlength=256).astype(np.float64),
+            np.bincount(score[~target], minlength=256).astype(np.float64),
+        )
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return empty counts, the start of a sum."""
+        return cls(np.zeros(256), np.zeros(256))
+
+    def __add__(self, other: "ScoreCounts") -> "ScoreCounts":
+        return ScoreCounts(self.changed + other.changed, self.unchanged + other.unchanged)
+
+    def __mul__(self, weight: float) -> "ScoreCounts":
+        return ScoreCounts(self.changed * weight, self.unchanged * weight)
+
+    @property
+    def prevalence(self) -> float:
+        """Share of changed pixels among those assessed and labelled; NaN when there are none."""
+        changed, total = self.changed[1:].sum(), self.changed[1:].sum() + self.unchanged[1:].sum()
+        return float(changed / total) if total else float("nan")
+
+    @property
+    def assessed_share(self) -> float:
+        """Share of labelled pixels that carry a score."""
+        total = self.changed.sum() + self.unchanged.sum()
+        missing = self.changed[NOT_ASSESSED] + self.unchanged[NOT_ASSESSED]
+        return float(1 - missing / total) if total else float("nan")
+
+    def at_least(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return true and false positives for a cut at each byte 1 ... 255, two arrays of shape (255,)."""
+        return self.changed[:0:-1].cumsum()[::-1], self.unchanged[:0:-1].cumsum()[::-1]
+
+
+def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+
+
+def precision_recall_f1(counts: ScoreCounts) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return precision, recall and F1 of the change class for a cut at each byte 1 ... 255, each of shape (255,)."""
+    hit, false = counts.at_least()
+    changed = np.full_like(hit, counts.changed[1:].sum())
+    return _ratio(hit, hit + false), _ratio(hit, changed), _ratio(2 * hit, hit + false + changed)
+
+
+def roc_auc(counts: ScoreCounts) -> float:
+    """Return the area under the ROC curve; ties count half. NaN when a class is absent."""
+    changed, unchanged = counts.changed[1:], counts.unchanged[1:]
+    pairs = changed.sum() * unchanged.sum()
+    if not pairs:
+        return float("nan")
+    below = unchanged.cumsum() - unchanged
+    return float((changed * (below + unchanged / 2)).sum() / pairs)
+
+
+def average_precision(counts: ScoreCounts) -> float:
+    """Return average precision, the step-wise area under the precision-recall curve. NaN without changed pixels."""
+    if not counts.changed[1:].sum():
+        return float("nan")
+    precision, recall, _ = precision_recall_f1(counts)
+    steps = recall - np.append(recall[1:], 0.0)
+    return float((precision * steps).sum())
+
+
+def expected_calibration_error(counts: ScoreCounts, bins: int = 15) -> float:
+    """Return the mean distance between stated and observed share of change over equal-width probability bins.
+
+    Source: Naeini et al. 2015; Guo et al. 2017, with ``bins`` equal-width bins.
+    """
+    total = counts.changed[1:] + counts.unchanged[1:]
+    if not total.sum():
+        return float("nan")
+    which = np.minimum((_PROBABILITY * bins).astype(int), bins - 1)
+    stated = np.bincount(which, total * _PROBABILITY, bins)
+    observed = np.bincount(which, counts.changed[1:], bins)
+    return float(np.abs(stated - observed).sum() / total.sum())
+
+
+def metrics_at(counts: ScoreCounts, threshold: float) -> dict[str, float]:
+    """Return precision, recall, F1 and IoU of the change class and accuracy at a probability threshold."""
+    index = threshold_value(threshold) - 1
+    precision, recall, f1 = (float(curve[index]) for curve in precision_recall_f1(counts))
+    hit, false = (float(curve[index]) for curve in counts.at_least())
+    changed, unchanged = counts.changed[1:].sum(), counts.unchanged[1:].sum()
+    union = changed + false
+    total = changed + unchanged
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "iou": hit / union if union else 0.0,
+        "accuracy": float((hit + unchanged - false) / total) if total else float("nan"),
+    }
+
+
+def summary(counts: ScoreCounts, threshold: float) -> dict[str, float]:
+    """Return the figures that every evaluation prints, at the stored threshold and over all thresholds."""
+    return {
+        "pixel_auc": roc_auc(counts),
+        "average_precision": average_precision(counts),
+        **metrics_at(counts, threshold),
+        "best_f1": float(precision_recall_f1(counts)[2].max()),
+        "ece": expected_calibration_error(counts),
+        "prevalence": counts.prevalence,
+        "assessed_share": counts.assessed_share,
+    }

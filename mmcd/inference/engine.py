@@ -1,0 +1,177 @@
+"""Plan, read, predict, write: a scene of any size in the memory of one block.
+
+The scene's grid is cut into blocks on its own lattice, always the same ones: a region is computed from the blocks that
+touch it, and a tile is nothing but the blocks between two saves. So neither the tile size nor the region can change a
+byte of the result.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcd.geo.cog import CogWriter
+from mmcd.geo.grid import LATTICE, Grid, Window, blocks
+from mmcd.geo.vector import Region
+from mmcd.inference.pair import PairBlock, PairReader
+from mmcd.inference.predictor import Predictor
+from mmcd.progress import Progress
+from mmcd.score import NOT_ASSESSED, encode_score
+
+LARGEST_BLOCK = 512
+"""Side of a block in pixels. With a halo of 128 px on each side its activations stay near 200 MB."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be computed, in the order in which it will be.
+
+    Attributes:
+        grid: Grid of the whole scene.
+        region: Part of it to answer for.
+        block: Side of a block in pixels.
+        tiles: Blocks between two saves.
+        polygon: Pixels of the region outside it are not assessed; None assesses the whole window.
+    """
+
+    grid: Grid
+    region: Window
+    block: int
+    tiles: tuple[tuple[Window, ...], ...]
+    polygon: Region | None = None
+
+    @property
+    def block_count(self) -> int:
+        """Number of blocks in all."""
+        return sum(len(tile) for tile in self.tiles)
+
+
+def plan_blocks(grid: Grid, region: Window, tile: int, polygon: Region | None = None) -> Plan:
+    """Cut a region into tiles of blocks.
+
+    Args:
+        grid: Grid of the whole scene.
+        region: Window of it.
+        tile: Wanted side of a tile in pixels; rounded to whole blocks, at least one.
+        polygon: Part of the window to assess; None is all of it.
+    """
+    block = block_size(grid.shape)
+    side = max(tile // block, 1) * block
+    tiles = tuple(
+        tuple(blocks(grid.shape, block, within=window.intersection(region)))
+        for window in blocks(grid.shape, side, within=region)
+    )
+    return Plan(grid, region, block, tiles, polygon)
+
+
+def block_size(shape: tuple[int, int]) -> int:
+    """Return the block side for a scene: small scenes are one block, so that little of it is padding.
+
+    It depends on the whole scene alone, never on the region or the tile.
+    """
+    return min(LARGEST_BLOCK, -(-max(shape) // LATTICE) * LATTICE)
+
+
+def score_region(
+    plan: Plan, reader: PairReader, predictor: Predictor, writer: CogWriter, journal: "Journal", progress: Progress
+) -> None:
+    """Score every block of a plan that the journal does not hold yet.
+
+    Raises:
+        Cancelled: The progress callback asked to stop; finished tiles are kept.
+    """
+    todo = [tile for tile in plan.tiles if not all(journal.holds(block) for block in tile)]
+    done = plan.block_count - sum(len(tile) for tile in todo)
+    progress("score", done, plan.block_count)
+    for tile in todo:
+        for block, inputs in _ahead(tile, plan, reader, predictor.halo):
+            values = score_block(inputs, predictor)
+            part = block.intersection(plan.region)
+            rows, cols = part.shifted(-block.row, -block.col).slices
+            answer = values[rows, cols]
+            if plan.polygon is not None:
+                answer = np.where(plan.polygon.mask(plan.grid.crop(part)), answer, np.uint8(NOT_ASSESSED))
+            writer.write(part.shifted(-plan.region.row, -plan.region.col), answer)
+            done += 1
+            progress("score", done, plan.block_count)
+        journal.add(tile)
+
+
+def score_whole(reader: PairReader, predictor: Predictor) -> NDArray[np.uint8]:
+    """Return the stored scores of a small scene in memory, shape (H, W); the same bytes as `score_region` writes."""
+    grid = reader.grid
+    plan = plan_blocks(grid, grid.window, LARGEST_BLOCK)
+    scores = np.zeros(grid.shape, np.uint8)
+    for tile in plan.tiles:
+        for block, inputs in _ahead(tile, plan, reader, predictor.halo):
+            scores[block.slices] = score_block(inputs, predictor)[: block.height, : block.width]
+    return scores
+
+
+def score_block(inputs: PairBlock, predictor: Predictor) -> NDArray[np.uint8]:
+    """Return the stored scores of a padded block, without its halo; not assessed where an image holds no data."""
+    probability = predictor.probability(inputs.pre, inputs.post, inputs.pre_valid, inputs.post_valid)
+    inner = slice(predictor.halo, -predictor.halo or None)
+    return encode_score(probability, (inputs.pre_valid & inputs.post_valid)[inner, inner])
+
+
+def _ahead(tile: Iterable[Window], plan: Plan, reader: PairReader, halo: int) -> Iterator[tuple[Window, PairBlock]]:
+    """Yield blocks with their inputs; the next one is read while the model works on this one."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mmcd-read") as pool:
+        waiting: tuple[Window, Future[PairBlock]] | None = None
+        for block in tile:
+            padded = Window(block.row, block.col, plan.block, plan.block).padded(halo)
+            following = (block, pool.submit(reader.read, padded))
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting:
+            yield waiting[0], waiting[1].result()
+
+
+class Journal:
+    """Which blocks of a run are on the disk; a killed run goes on from here.
+
+    Args:
+        path: Text file, one JSON line a tile after a first line with the key.
+        key: What the run is computed from; a journal of anything else is begun anew.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        tiles = [_windows(line) for line in lines[1:]] if lines and lines[0] == key else []
+        self._done = {window for tile in tiles for window in tile}
+        # Written again, because a kill may have cut the last line: its tile is computed once more.
+        path.write_text("\n".join([key, *(_line(tile) for tile in tiles if tile)]) + "\n")
+
+    @property
+    def started(self) -> bool:
+        """Whether an earlier run left finished blocks."""
+        return bool(self._done)
+
+    def holds(self, block: Window) -> bool:
+        """Return whether a block is done."""
+        return block in self._done
+
+    def add(self, tile: Iterable[Window]) -> None:
+        """Note the blocks of a tile as done; call it after they are on the disk."""
+        windows = tuple(tile)
+        with self._path.open("a") as file:
+            file.write(_line(windows) + "\n")
+        self._done.update(windows)
+
+
+def _line(tile: Iterable[Window]) -> str:
+    return json.dumps([[w.row, w.col, w.height, w.width] for w in tile])
+
+
+def _windows(line: str) -> tuple[Window, ...]:
+    try:
+        return tuple(Window(*values) for values in json.loads(line))
+    except ValueError:
+        return ()

@@ -1,0 +1,115 @@
+"""Arrays in, probabilities out: the model at one fixed input shape, in one of the engines.
+
+A convolution may add up in another order for another input shape, and then a score changes in its last bit. So every
+block of a scene goes through the network at exactly the same shape, in the same memory layout and dtype: block plus
+halo on every side. That is what makes the stored bytes independent of how the work is cut.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcd.cards import Branch, Card, Decision, read_card
+from mmcd.inference.backends import Arithmetic, Backend, TorchBackend, open_export
+from mmcd.inference.exported import ExportedModel
+
+if TYPE_CHECKING:
+    from mmcd.models.devices import Device, Precision
+
+
+class Predictor:
+    """A loaded model that scores one padded block after another.
+
+    Args:
+        backend: The network in one of the engines.
+        card: Its card.
+
+    Attributes:
+        halo: Pixels of context around a block after which its outputs no longer change.
+    """
+
+    def __init__(self, backend: Backend, card: Card) -> None:
+        self.card = card
+        self.halo = backend.halo
+        self.backend = backend
+
+    @classmethod
+    def load(
+        cls,
+        card_path: Path,
+        device: "Device" = "auto",
+        precision: "Precision" = "auto",
+        export: ExportedModel | None = None,
+    ) -> "Predictor":
+        """Load the model of a card; the hash of what is loaded is verified.
+
+        Args:
+            card_path: The card.
+            device: Device to run on.
+            precision: Arithmetic to run in.
+            export: Run this export of the card in its engine instead of the weights in torch, see
+                `mmcd.inference.exported.choose_export`.
+
+        Raises:
+            ConfigError: The device is not there, or the export's runtime is not installed.
+            ModelError: The weights or the export are missing, changed or do not fit the architecture.
+        """
+        card = read_card(card_path)
+        if export is not None:
+            return cls(open_export(export), card)
+        from mmcd.models import zoo
+
+        return cls(TorchBackend(zoo.load(card_path)[1], device, precision), card)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Device, dtype, threads and engine of this predictor."""
+        return self.backend.arithmetic
+
+    def probability(
+        self,
+        pre: NDArray[np.float32],
+        post: NDArray[np.float32],
+        pre_valid: NDArray[np.bool_],
+        post_valid: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        """Return the probability of change of a padded block, without its halo.
+
+        Args:
+            pre: Stretched values in [0, 1], shape (bands, block + 2 halo, block + 2 halo).
+            post: The same for the image after, same height and width.
+            pre_valid: Pixels of ``pre`` that hold data, shape (block + 2 halo, block + 2 halo).
+            post_valid: The same for ``post``.
+
+        Returns:
+            Shape (block, block), in [0, 1].
+        """
+        logit, distance = self.backend.run(
+            normalise(pre, pre_valid, self.card.pre), normalise(post, post_valid, self.card.post)
+        )
+        inner = slice(self.halo, -self.halo or None)
+        return change_probability(logit[inner, inner], distance[inner, inner], self.card.decision)
+
+
+def normalise(values: NDArray[np.float32], valid: NDArray[np.bool_], branch: Branch) -> NDArray[np.float32]:
+    """Return values in the units of the training set, 0 (the mean) where there is no data.
+
+    Args:
+        values: Stretched values in [0, 1], shape (bands, H, W).
+        valid: Pixels that hold data, shape (H, W).
+        branch: The card's description of this input.
+    """
+    mean = np.asarray(branch.mean, np.float32)[:, None, None]
+    std = np.asarray(branch.std, np.float32)[:, None, None]
+    return np.where(valid, (values - mean) / std, np.float32(0)).astype(np.float32, copy=False)
+
+
+def change_probability(
+    logit: NDArray[np.float32], distance: NDArray[np.float32], decision: Decision
+) -> NDArray[np.float32]:
+    """Return the calibrated probability of change from head logit and embedding distance, both of any one shape."""
+    raw = decision.head_weight * logit + decision.cosine_weight * distance
+    z = np.clip(decision.slope * raw + decision.intercept, -60, 60)
+    return (1 / (1 + np.exp(-z))).astype(np.float32)

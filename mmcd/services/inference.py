@@ -1,0 +1,444 @@
+"""Score a pair of images: from two files or a scene to score, mask, STAC item and manifest.
+
+Nothing here loads torch before a model has to run, so pages may import it.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from pydantic import Field
+
+from mmcd import __version__
+from mmcd.cards import Card, file_sha256, verify_weights
+from mmcd.config import Config
+from mmcd.errors import InputError, StorageError, UsageError
+from mmcd.export import area_summary, count_scores, machine_facts, write_item, write_mask
+from mmcd.geo.catalog import Scene
+from mmcd.geo.grid import Grid, Window
+from mmcd.geo.raster import output_grid
+from mmcd.geo.vector import Region, parse_region
+from mmcd.inference.exported import BackendChoice, ExportedModel, choose_export
+from mmcd.progress import Progress, silent
+from mmcd.services.model_choice import Choice, choose_model
+from mmcd.services.runs import BYTES_A_PIXEL, load_run, run_folder, run_id_of
+from mmcd.services.scenes import get_scene
+
+if TYPE_CHECKING:
+    from mmcd.inference.adaptation import Adaptation
+    from mmcd.inference.alignment import Alignment
+    from mmcd.inference.pair import PairReader
+    from mmcd.inference.predictor import Predictor
+    from mmcd.models.devices import Device, Precision
+
+
+ADAPT_WEIGHT = 0.1
+"""Weight of a scene's own statistics when a model is adapted to it, ``1 - alpha``: small, so that a scene which is like
+the training set stays as it is. `benchmarks/robustness.py` measures others."""
+
+
+class PredictRequest(Config):
+    """What to score.
+
+    Attributes:
+        pre: Optical image before; or give ``scene``.
+        post: Radar image after.
+        scene: Id of a scene of the catalog.
+        out: Folder for the results; the workspace's folder for this run when left out.
+        model: Name of a model or path of a card; chosen by bands, GSD and sensor when left out.
+        region: ``W,S,E,N`` in degrees or a vector file; the whole scene when left out.
+        tile: Side in pixels of what is worked on between two saves; never changes the result.
+        threshold: Probability from which change is reported; the card's when left out.
+        device: Device to run on.
+        precision: Arithmetic to run in.
+        backend: Engine to run in; ``auto`` takes an int8 export of the model where one was made, else torch.
+        align: Move the image after back where it is clearly displaced, see `mmcd.inference.alignment`.
+        adapt: Mix the scene's own statistics into the model's, see `mmcd.inference.adaptation`; only in torch.
+        adapt_weight: Weight of the scene's own statistics in [0, 1]; 0 changes nothing.
+    """
+
+    pre: Path | None = None
+    post: Path | None = None
+    scene: str | None = None
+    out: Path | None = None
+    model: str | None = None
+    region: str | None = None
+    tile: int = Field(2048, ge=16)
+    threshold: float | None = Field(None, ge=0, le=1)
+    device: str = Field("auto", pattern="^(auto|cpu|cuda|mps)$")
+    precision: str = Field("auto", pattern="^(auto|bf16|fp32)$")
+    backend: BackendChoice = "auto"
+    align: bool = False
+    adapt: bool = False
+    adapt_weight: float = Field(ADAPT_WEIGHT, ge=0, le=1)
+
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """Build a request from a user's words.
+
+        Raises:
+            UsageError: A word is not one of the choices, or neither two files nor a scene are given.
+        """
+        request = super().checked(**values)
+        if (request.scene is None) != (request.pre is not None and request.post is not None):
+            raise UsageError(
+                "Either two files or a scene must be given.", "Write PRE POST, or --scene ID (see `mmcd scenes list`)."
+            )
+        return request
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run wrote.
+
+    Attributes:
+        folder: Where it is.
+        manifest: The manifest.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know before trusting the result."""
+        return tuple(self.manifest["warnings"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the paths of the results and the manifest, as JSON values."""
+        paths = {name: str(self.folder / f"{name}.tif") for name in ("score", "mask")}
+        paths |= {name: str(self.folder / f"{name}.json") for name in ("item", "manifest")}
+        return {"run_id": self.manifest["run_id"], **paths, **self.manifest}
+
+    def summary(self) -> dict[str, Any]:
+        """Return the few lines a person wants to see."""
+        areas = self.manifest["areas"]
+        share = areas["changed_share"]
+        lines = {
+            "model": self.manifest["model"]["name"],
+            "threshold": self.manifest["threshold"],
+            "changed": "nothing was assessed" if share is None else f"{share:.2%} of the assessed area",
+        }
+        if areas["changed_km2"] is not None:
+            lines["changed area"] = f"{areas['changed_km2']:,.3f} km² of {areas['assessed_km2']:,.3f} km²"
+            lines["not assessed"] = f"{areas['not_assessed_km2']:,.3f} km²"
+        else:
+            lines["changed area"] = f"{areas['changed_px']:,} px of {areas['assessed_px']:,} px (no georeference)"
+        return lines | {"folder": str(self.folder)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that decides the bytes of a run, resolved from a request."""
+
+    pre: Path
+    post: Path
+    scene: Scene | None
+    choice: Choice
+    grid: Grid
+    region: Window
+    polygon: Region | None
+    threshold: float
+    export: ExportedModel | None
+
+    @property
+    def card(self) -> Card:
+        """The card of the chosen model."""
+        return self.choice.card
+
+    @property
+    def answer(self) -> Grid:
+        """The grid of the results."""
+        return self.grid.crop(self.region)
+
+
+@dataclass
+class _Clock:
+    """Seconds spent in each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - begun, 3)
+
+
+def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
+    """Score a pair and write ``score.tif``, ``mask.tif``, ``item.json`` and ``manifest.json``.
+
+    Nothing appears at the final names before all four are whole. A run that was stopped goes on from its last
+    finished tile when the same request comes again.
+
+    Raises:
+        InputError: An image cannot be used.
+        RegionError: The region is empty or outside the scene.
+        ModelError: The model is missing, damaged or does not fit the images.
+        StorageError: The disk is full or the place cannot be written.
+        Cancelled: The progress callback asked to stop.
+    """
+    started, clock = datetime.now(UTC), _Clock()
+    with clock.stage("prepare"):
+        progress("prepare", 0, 1)
+        job = _resolve(request)
+        inputs = _input_facts(job)
+        key = _content_key(job, inputs, request)
+    run_id = run_id_of(key)
+    folder = request.out or run_folder(run_id)
+    if request.out is None and (folder / "manifest.json").is_file():
+        return RunResult(folder, load_run(run_id).manifest)
+    work = _work_folder(folder, job)
+    scored = _score(job, request, work, key, clock, progress)
+    progress("write", 0, 1)
+    with clock.stage("mask"):
+        areas = _write_products(job, work, run_id)
+    manifest = {
+        "mmcd": __version__,
+        "run_id": run_id,
+        "key": key,
+        "started": started.isoformat(),
+        "finished": datetime.now(UTC).isoformat(),
+        "inputs": inputs,
+        "model": {
+            "name": job.card.name,
+            "version": job.card.version,
+            "sha256": job.card.sha256,
+            "why": job.choice.reason,
+        },
+        "region": request.region,
+        "grid": _grid_facts(job.answer),
+        "threshold": job.threshold,
+        "areas": areas,
+        **scored,
+        "seconds": clock.seconds,
+        **machine_facts(),
+    }
+    (work / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    _publish(work, folder)
+    return RunResult(folder, manifest)
+
+
+def _resolve(request: PredictRequest) -> _Job:
+    scene = get_scene(request.scene) if request.scene else None
+    pre, post = (scene.pre, scene.post) if scene else (request.pre, request.post)
+    if pre is None or post is None:
+        raise UsageError("Either two files or a scene must be given.", "Write PRE POST, or --scene ID.")
+    choice = choose_model(pre, post, request.model, scene)
+    card = choice.card
+    verify_weights(choice.card_path, card)
+    grid = output_grid(pre, post, card.gsd.nominal)
+    region = parse_region(request.region) if request.region else None
+    window = region.window(grid) if region else grid.window
+    threshold = card.decision.threshold if request.threshold is None else request.threshold
+    export = choose_export(card, _engine(request), request.device, request.precision)
+    return _Job(pre, post, scene, choice, grid, window, _outline(region), threshold, export)
+
+
+def _engine(request: PredictRequest) -> BackendChoice:
+    """Return the engine to look for: adapting a model needs the statistics that an export has folded away."""
+    if not request.adapt or request.backend == "torch":
+        return request.backend
+    if request.backend != "auto":
+        raise UsageError(
+            f"A model exported for {request.backend} cannot be adapted to a scene.",
+            "Use --backend torch, or leave --adapt out.",
+        )
+    return "torch"
+
+
+def _outline(region: Region | None) -> Region | None:
+    """Return the region when pixels of its window lie outside; a box is answered as a whole window."""
+    return None if region is None or region.polygon.equals(region.polygon.envelope) else region
+
+
+def _input_facts(job: _Job) -> dict[str, Any]:
+    facts: dict[str, Any] = {"scene": job.scene.id if job.scene else None}
+    for name, path in (("pre", job.pre), ("post", job.post)):
+        facts[name] = {"path": str(path), "bytes": path.stat().st_size, "sha256": _hash(path)}
+    return facts
+
+
+def _hash(path: Path) -> str:
+    if path.is_file():
+        return file_sha256(path)
+    raise InputError(f"{path} is not a file.", "Give a raster file.")
+
+
+def _content_key(job: _Job, inputs: dict[str, Any], request: PredictRequest) -> str:
+    """Return a hash of all that decides the score's bytes; tile and threshold do not."""
+    parts = [
+        __version__,
+        inputs["pre"]["sha256"],
+        inputs["post"]["sha256"],
+        inputs["scene"],
+        job.card.model_dump(mode="json", include={"sha256", "pre", "post", "decision", "settings"}),
+        asdict(job.region),
+        job.polygon.polygon.wkb_hex if job.polygon else None,
+        _grid_facts(job.grid),
+        request.device,
+        request.precision,
+        *([job.export.backend, job.export.sha256] if job.export else []),
+        *(["align"] if request.align else []),
+        *(["adapt", request.adapt_weight] if request.adapt else []),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _work_folder(folder: Path, job: _Job) -> Path:
+    """Return the hidden folder in which a run grows, on the same disk as its final place."""
+    work = folder / ".unfinished"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(work).free
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror}.", "Choose another folder with --out."
+        ) from error
+    needed = BYTES_A_PIXEL * job.region.height * job.region.width
+    if free < needed:
+        raise StorageError(
+            f"The run needs about {needed / 1e6:,.0f} MB in {folder}, {free / 1e6:,.0f} MB are free.",
+            "Free some space, choose another folder or a smaller region.",
+        )
+    return work
+
+
+def _score(
+    job: _Job, request: PredictRequest, work: Path, key: str, clock: _Clock, progress: Progress
+) -> dict[str, Any]:
+    """Write ``score.tif`` into ``work``; return what the manifest says of it."""
+    from mmcd.geo.cog import SCORE_BAND, CogWriter
+    from mmcd.inference.engine import Journal, plan_blocks, score_region
+    from mmcd.inference.pair import PairReader
+
+    progress("load model", 0, 1)
+    with clock.stage("load model"):
+        predictor = _predictor(job.choice.card_path, job.card.sha256, request.device, request.precision, job.export)
+    partial, score = work / "score.part", work / "score.tif"
+    if not partial.exists() and not score.exists():
+        (work / "journal").unlink(missing_ok=True)
+    journal = Journal(work / "journal", f"{key} {predictor.arithmetic}")
+    resumed = journal.started
+    if not resumed:
+        partial.unlink(missing_ok=True)
+        score.unlink(missing_ok=True)
+    plan = plan_blocks(job.grid, job.region, request.tile, job.polygon)
+    tags = _tags(job, run_id_of(key))
+    with PairReader(job.pre, job.post, job.card, job.grid, job.choice.substitute) as reader:
+        predictor, fitted = _fit_to_scene(job, request, reader, predictor, clock, progress)
+        if not score.exists():
+            with CogWriter(score, job.answer, SCORE_BAND, tags, partial) as writer:
+                with clock.stage("score"):
+                    score_region(plan, reader, predictor, writer, journal, progress)
+                with clock.stage("write"):
+                    progress("write", 0, 1)
+                    writer.commit()
+        notes, stretches = reader.notes, reader.stretches
+    return {
+        "stretch": stretches,
+        "arithmetic": vars(predictor.arithmetic),
+        "block": {"size": plan.block, "halo": predictor.halo, "count": plan.block_count},
+        "resumed": resumed,
+        **{name: result and result.to_dict() for name, result in fitted.items()},
+        "warnings": [*job.choice.warnings, *notes, *_place_notes(job.grid), *_fit_notes(fitted)],
+    }
+
+
+def _fit_to_scene(
+    job: _Job,
+    request: PredictRequest,
+    reader: "PairReader",
+    predictor: "Predictor",
+    clock: _Clock,
+    progress: Progress,
+) -> tuple["Predictor", dict[str, "Alignment | Adaptation | None"]]:
+    """Move the image after back and adapt the model, as far as was asked for; return the model and what was found."""
+    from mmcd.inference.adaptation import adapt
+    from mmcd.inference.alignment import find_alignment
+    from mmcd.inference.predictor import Predictor
+
+    fitted: dict[str, Alignment | Adaptation | None] = {"align": None, "adapt": None}
+    if request.align:
+        with clock.stage("align"):
+            eyes = predictor
+            if job.export:  # exports have no embeddings
+                device, precision = cast("Device", request.device), cast("Precision", request.precision)
+                eyes = Predictor.load(job.choice.card_path, device, precision)
+            alignment = find_alignment(eyes, reader, progress)
+        reader.shift, fitted["align"] = alignment.shift, alignment
+    if request.adapt:
+        with clock.stage("adapt"):
+            progress("adapt", 0, 1)
+            predictor, fitted["adapt"] = adapt(predictor, reader, 1 - request.adapt_weight)
+    return predictor, fitted
+
+
+def _fit_notes(fitted: dict[str, "Alignment | Adaptation | None"]) -> list[str]:
+    return [note for result in fitted.values() if result for note in result.notes]
+
+
+@lru_cache(maxsize=1)
+def _predictor(card_path: Path, sha256: str, device: Any, precision: Any, export: ExportedModel | None) -> "Predictor":
+    """Keep the last model: a worker that scores scene after scene loads it once. The hashes are part of the key."""
+    from mmcd.inference.predictor import Predictor
+
+    return Predictor.load(card_path, device, precision, export)
+
+
+def _tags(job: _Job, run_id: str) -> dict[str, str]:
+    return {"MMCD_RUN": run_id, "MMCD_MODEL": f"{job.card.name} {job.card.version}"}
+
+
+def _place_notes(grid: Grid) -> tuple[str, ...]:
+    if grid.crs is not None:
+        return ()
+    return ("There is no georeference: the pair is compared pixel by pixel and areas are given in pixels.",)
+
+
+def _grid_facts(grid: Grid) -> dict[str, Any]:
+    return {
+        "crs": grid.crs,
+        "transform": list(grid.transform)[:6],
+        "shape": list(grid.shape),
+        "gsd_m": grid.gsd,
+        "georeferenced": grid.crs is not None,
+    }
+
+
+def _write_products(job: _Job, work: Path, run_id: str) -> dict[str, Any]:
+    """Write mask and STAC item beside the score; return the areas."""
+    score = work / "score.tif"
+    write_mask(score, job.answer, job.threshold, work / "mask.tif", _tags(job, run_id))
+    areas = area_summary(count_scores(score), job.threshold, job.answer.pixel_area_m2)
+    day = job.scene.post_date if job.scene else None
+    taken = datetime(day.year, day.month, day.day, tzinfo=UTC) if day else None
+    properties = {
+        "mmcd:model": f"{job.card.name} {job.card.version}",
+        "mmcd:threshold": job.threshold,
+        "mmcd:changed_share": areas["changed_share"],
+        "mmcd:scene": job.scene.id if job.scene else None,
+        "mmcd:simulated": job.scene.simulated if job.scene else None,
+    }
+    write_item(work, run_id, job.answer, taken, {k: v for k, v in properties.items() if v is not None})
+    return areas
+
+
+def _publish(work: Path, folder: Path) -> None:
+    """Move the results to their final names; the manifest last, because it marks a run as finished."""
+    try:
+        for name in ("score.tif", "mask.tif", "item.json", "manifest.json"):
+            (work / name).replace(folder / name)
+        shutil.rmtree(work)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror}.", "Free some space and run again."
+        ) from error

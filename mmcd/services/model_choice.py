@@ -1,0 +1,157 @@
+"""Which model serves a pair of images, why, and what speaks against it."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmcd.cards import Branch, Card, Modality, find_card, list_cards
+from mmcd.errors import InputError, ModelError
+from mmcd.geo.catalog import Scene
+from mmcd.geo.raster import RasterSource
+from mmcd.geo.sensors import detect_modality, select_bands
+
+_MODALITY_PIXELS = 250_000
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What decides whether a model takes an image.
+
+    Attributes:
+        path: The file.
+        modality: Kind of sensor; None when it cannot be told.
+        gsd: Ground sample distance in metres; None when unknown.
+    """
+
+    path: Path
+    modality: Modality | None
+    gsd: float | None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a model suits a pair.
+
+    Attributes:
+        refusals: Reasons why it cannot take the images at all: missing bands.
+        mismatches: Reasons why its answers are not to be trusted: another GSD, sensor or kind of event.
+        notes: What is unknown or assumed.
+        distance: Smaller is nearer; compares models that all have mismatches.
+    """
+
+    refusals: tuple[str, ...]
+    mismatches: tuple[str, ...]
+    notes: tuple[str, ...]
+    distance: float
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Everything that speaks against the model, for a page that refuses it."""
+        return self.refusals + self.mismatches
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model that is used.
+
+    Attributes:
+        card_path: Path of its card.
+        card: Its card.
+        reason: Why it was taken, one sentence.
+        warnings: What speaks against it.
+        substitute: Whether other bands stand in for those that the model asks for.
+    """
+
+    card_path: Path
+    card: Card
+    reason: str
+    warnings: tuple[str, ...]
+    substitute: bool = False
+
+
+def choose_model(pre: Path, post: Path, name: str | None = None, scene: Scene | None = None) -> Choice:
+    """Return the named model, or the nearest one by bands, GSD, sensor and kind of event.
+
+    For two optical images, which no model here is made for, the nearest one is returned with a warning.
+
+    Raises:
+        InputError: An image cannot be read.
+        ModelError: The named model lacks its bands, or no model takes these images.
+    """
+    facts = image_facts(pre), image_facts(post)
+    event_type = scene.event_type if scene else None
+    if name is not None:
+        path, card = find_card(name)
+        fit = model_fit(card, *facts, event_type)
+        if fit.refusals:
+            raise ModelError(f"{card.name} does not fit: {' '.join(fit.refusals)}", "Choose another --model.")
+        return Choice(path, card, "it was asked for", fit.mismatches + fit.notes)
+    candidates = [(path, card, model_fit(card, *facts, event_type)) for path, card in list_cards()]
+    usable = [candidate for candidate in candidates if not candidate[2].refusals]
+    substitute = not usable and all(image.modality == "optical" for image in facts)
+    if substitute:
+        usable = candidates
+    if not usable:
+        why = " ".join(reason for _, _, fit in candidates for reason in fit.refusals)
+        raise ModelError(f"No model takes these images. {why}".strip(), "See `mmcd weights list` for what they need.")
+    path, card, fit = min(usable, key=lambda candidate: candidate[2].distance)
+    suits = "is the nearest of" if fit.mismatches else "fits by bands, GSD and sensor, of"
+    reason = f"{card.name} {suits} {len(candidates)} model{'s' if len(candidates) > 1 else ''}"
+    return Choice(path, card, reason, fit.mismatches + fit.notes, substitute)
+
+
+def image_facts(path: Path) -> ImageFacts:
+    """Return what decides which model takes an image.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    with RasterSource(path) as source:
+        return ImageFacts(path, detect_modality(source, source.read_decimated(_MODALITY_PIXELS)), source.grid.gsd)
+
+
+def model_fit(card: Card, pre: ImageFacts, post: ImageFacts, event_type: str | None = None) -> Fit:
+    """Compare a card with a pair of images."""
+    refusals, mismatches, notes = [], [], []
+    for image, branch, when in ((pre, card.pre, "before"), (post, card.post, "after")):
+        missing = _missing_bands(image, branch)
+        if missing:
+            refusals.append(missing)
+        if image.modality is not None and image.modality != branch.modality:
+            mismatches.append(
+                f"The image {when} looks {_named(image.modality)}; {card.name} wants {_named(branch.modality)}."
+            )
+    gsd = post.gsd or pre.gsd
+    if gsd is None:
+        notes.append(f"The pixel size is unknown; {card.name} was trained at {card.gsd.nominal:g} m.")
+    elif not card.gsd.min <= gsd <= card.gsd.max:
+        span = f"{card.gsd.min:g}–{card.gsd.max:g} m"
+        mismatches.append(f"The pixel size is {gsd:.3g} m; {card.name} is for {span}.")
+    if event_type and card.event_types and event_type not in (*card.event_types, "unknown"):
+        mismatches.append(f"The event is of type {event_type}; {card.name} finds {', '.join(card.event_types)}.")
+    octaves = abs(math.log2(gsd / card.gsd.nominal)) if gsd else 0.0
+    return Fit(tuple(refusals), tuple(mismatches), tuple(notes), 4 * len(mismatches) + octaves)
+
+
+def simulation_warning(card: Card) -> str | None:
+    """Return the card's own sentence on having learned from simulated scenes only; None when it saw real ones."""
+    if card.training.get("data", {}).get("source") != "simulated":
+        return None
+    text = " ".join(card.description.split())
+    sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)
+    said = next((sentence for sentence in sentences if "simulated" in sentence), None)
+    return said or f"{card.name} learned from simulated scenes only."
+
+
+def _missing_bands(image: ImageFacts, branch: Branch) -> str | None:
+    with RasterSource(image.path) as source:
+        try:
+            select_bands(source, branch.bands)
+        except InputError as error:
+            return error.message
+    return None
+
+
+def _named(modality: Modality) -> str:
+    return "like radar" if modality == "sar" else "optical"

@@ -1,0 +1,197 @@
+"""Configuration of a change-detection training run."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mmcd.cards import Branch, Gsd
+from mmcd.config import Config
+from mmcd.data.simulated import SimulatedConfig
+from mmcd.data.transforms import AugmentConfig
+from mmcd.models.devices import Device, Precision
+from mmcd.models.zoo import Architecture
+from mmcd.simulate.events import DAMAGED
+from mmcd.training.validation import SHIFTS
+
+
+class BatchConfig(Config):
+    """How samples are mixed, and for which shares of change they are validated.
+
+    Attributes:
+        batch_size: Samples of a training batch.
+        group_power: How much large groups fill an epoch: 1 as in the data, 0 every group alike.
+        workers: Loader processes; 0 where the processor trains too.
+        shifts: Shares of change in use, as parts of the data's share: the first is what the probabilities are
+            calibrated for, the threshold is the best over all.
+    """
+
+    batch_size: int = Field(default=16, ge=1)
+    group_power: float = Field(default=0.5, ge=0, le=1)
+    workers: int = Field(default=0, ge=0)
+    shifts: tuple[float, ...] = Field(default=SHIFTS, min_length=1)
+
+
+class DataConfig(BatchConfig):
+    """Where samples come from and how they are split.
+
+    Attributes:
+        source: Reader of ``mmcd.data``.
+        root: Folder of the data set, relative to the working directory.
+        event: Part of the data set to train on.
+        folds: Number of grouped folds.
+        fold: Fold that is held out for validation; none trains on everything and keeps the last weights.
+    """
+
+    source: Literal["ombria"]
+    root: Path
+    event: str = "main"
+    folds: int = Field(default=5, ge=2)
+    fold: int | None = Field(default=0, ge=0)
+
+
+class SimulatedDataConfig(BatchConfig):
+    """Scenes that are simulated for training; held-out families validate, at the share of change they have.
+
+    Attributes:
+        source: Reader of ``mmcd.data``.
+        scenes: Which scenes, and how tiles are cut.
+    """
+
+    source: Literal["simulated"]
+    scenes: SimulatedConfig
+    shifts: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+
+
+class ModelConfig(Config):
+    """Which network.
+
+    Attributes:
+        architecture: Name in ``mmcd.models.zoo``.
+        settings: Arguments of its class.
+    """
+
+    architecture: Architecture
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class LossConfig(Config):
+    """Weights of the parts of the loss; 0 switches a part off.
+
+    Attributes:
+        bce: Cross entropy of the head: of change, or of its classes where it has several.
+        dice: Soft Dice of the head.
+        infonce: Supervised InfoNCE of ROI embeddings.
+        temperature: Temperature of the InfoNCE.
+        rois_per_class: Changed and unchanged ROIs that are drawn from a batch.
+        own_negatives: Push the two embeddings of a changed ROI apart in the InfoNCE.
+    """
+
+    bce: float = Field(default=1.0, ge=0)
+    dice: float = Field(default=0.5, ge=0)
+    infonce: float = Field(default=0.1, ge=0)
+    temperature: float = Field(default=0.1, gt=0)
+    rois_per_class: int = Field(default=256, ge=1)
+    own_negatives: bool = True
+
+
+class OptimiserConfig(Config):
+    """AdamW with linear warm-up and cosine decay, and a running average of the weights.
+
+    Attributes:
+        lr: Highest learning rate.
+        weight_decay: Decoupled weight decay.
+        warmup: Part of all steps in which the rate rises.
+        ema: Decay of the running average that is validated and shipped.
+        clip: Largest norm of the gradient.
+    """
+
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    ema: float = Field(default=0.98, ge=0, lt=1)
+    clip: float = Field(default=1.0, gt=0)
+
+
+class TrainerConfig(Config):
+    """How long and on what to train.
+
+    Attributes:
+        epochs: Passes over as many samples as the training folds hold; the learning rate is 0 at their end.
+        stop_after: Epochs after which to stop before that, for a run without a held-out fold: what grouped
+            validation of the same schedule found best.
+        device: Device to run on.
+        precision: Arithmetic; ``auto`` is bf16 where the device has it.
+        loggers: Where losses and metrics are written.
+    """
+
+    epochs: int = Field(default=15, ge=1)
+    stop_after: int | None = Field(default=None, ge=1)
+    device: Device = "auto"
+    precision: Precision = "auto"
+    loggers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard", "mlflow")
+
+
+class ExportConfig(Config):
+    """What the card of the trained weights says beyond what training knows.
+
+    Attributes:
+        version: Version of the weights.
+        title: One line for people.
+        description: What it finds and what it cannot do.
+        event_types: Event types it was trained for.
+        gsd: Ground sample distances.
+        classes: Class names, index 0 unchanged.
+        licence: Rights of weights and data.
+        selection: How the recipe was chosen, with every look at test data before that.
+    """
+
+    version: str
+    title: str
+    description: str
+    event_types: tuple[str, ...] = ()
+    gsd: Gsd
+    classes: tuple[str, ...] = ("unchanged", "changed")
+    licence: dict[str, str]
+    selection: str = ""
+
+
+class ChangeTraining(Config):
+    """One training run of a two-image change detector.
+
+    Attributes:
+        name: Name of the run and of its folder in the workspace.
+        seed: Seed of weights, order and augmentation.
+        pre: Input before: bands, units, stretch and statistics, as they go into the card.
+        post: Input after.
+        data: Samples.
+        model: Network.
+        loss: Loss.
+        changed_from: First class of the labels that counts as changed.
+        augment: Augmentation.
+        optimiser: Optimiser.
+        trainer: Duration and device.
+        export: The card; none for a model that is not shipped.
+    """
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    seed: int = 0
+    pre: Branch
+    post: Branch
+    data: Annotated[DataConfig | SimulatedDataConfig, Field(discriminator="source")]
+    model: ModelConfig
+    loss: LossConfig = LossConfig()
+    changed_from: int = Field(default=1, ge=1)
+    augment: AugmentConfig = AugmentConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    export: ExportConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_meaning_of_change(self) -> Self:
+        head = self.model.settings.get("changed_from", self.changed_from)
+        if self.model.settings.get("classes", 1) > 1 and head != self.changed_from:
+            raise ValueError(f"changed_from is {self.changed_from} for the labels and {head} for the head")
+        if isinstance(self.data, SimulatedDataConfig) and self.changed_from != DAMAGED:
+            raise ValueError(f"changed_from must be {DAMAGED} for simulated labels: 1 is an intact building")
+        return self

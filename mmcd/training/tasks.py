@@ -1,0 +1,160 @@
+"""One LightningModule a job. Here: change between two images, as a mask."""
+
+import math
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmcd.cards import Branch
+from mmcd.data.base import UNKNOWN, Sample
+from mmcd.data.transforms import augment
+from mmcd.losses.contrastive import sample_rois, supervised_infonce
+from mmcd.losses.segmentation import binary_cross_entropy, cross_entropy, soft_dice
+from mmcd.models import zoo
+from mmcd.models.siamese import EMBEDDING_STRIDE, ROI, SiameseOutput
+from mmcd.score import encode_score
+from mmcd.training.config import ChangeTraining
+from mmcd.training.validation import ShiftedCounts, shifted_metrics
+
+_STEP_SEEDS = 1_000_003
+"""A prime, so that step n of one seed shares its randomness with no step of a neighbouring seed."""
+
+
+class ChangeTask(L.LightningModule):
+    """Trains any two-image network whose output is a logit or a `SiameseOutput`.
+
+    The contrastive part of the loss applies to networks with embeddings.
+
+    Args:
+        config: The run's configuration.
+        training_share: Share of change of the data set; validation is weighted to parts of it.
+    """
+
+    def __init__(self, config: ChangeTraining, training_share: float) -> None:
+        super().__init__()
+        self.config = config
+        self.training_share = training_share
+        model = zoo.build(
+            config.model.architecture, len(config.pre.bands), len(config.post.bands), config.model.settings
+        )
+        self.model = model.to(memory_format=torch.channels_last)
+        self._validated: list[tuple[NDArray[np.uint8], NDArray[np.bool_]]] = []
+
+    def forward(self, batch: Sample) -> Tensor | SiameseOutput:
+        """Run the network on a batch of stretched images."""
+        pre = normalise(batch["pre"], batch["valid"], self.config.pre)
+        post = normalise(batch["post"], batch["valid"], self.config.post)
+        return self.model(pre, post)  # type: ignore[no-any-return]
+
+    def training_step(self, batch: Sample, batch_index: int) -> Tensor:
+        """Return the loss of an augmented batch and log its parts."""
+        random = torch.Generator().manual_seed(self.config.seed * _STEP_SEEDS + self.global_step)
+        batch = augment(batch, self.config.augment, random, self.config.post.level)
+        parts = self._losses(self(batch), batch, random)
+        loss = torch.stack(list(parts.values())).sum()
+        logged = {f"train/{name}": part.detach() for name, part in parts.items()}
+        self.log_dict(
+            {"train/loss": loss.detach(), **logged}, on_step=False, on_epoch=True, batch_size=len(batch["pre"])
+        )
+        return loss
+
+    def _losses(self, output: Tensor | SiameseOutput, batch: Sample, random: torch.Generator) -> dict[str, Tensor]:
+        """Return the weighted parts of the loss by name."""
+        weights = self.config.loss
+        logit = logit_of(output)[:, 0]
+        target, known = self.changed(batch), batch["valid"] & (batch["target"] != UNKNOWN)
+        classes = output.classes if isinstance(output, SiameseOutput) else None
+        parts = {}
+        if weights.bce and classes is not None:
+            parts["bce"] = weights.bce * cross_entropy(classes, batch["target"], known)
+        elif weights.bce:
+            parts["bce"] = weights.bce * binary_cross_entropy(logit, target, known)
+        if weights.dice:
+            parts["dice"] = weights.dice * soft_dice(logit, target, known)
+        if weights.infonce and isinstance(output, SiameseOutput):
+            pairs = sample_rois(
+                output.pre_embedding,
+                output.post_embedding,
+                roi_share(target),
+                roi_share(known) == 1,
+                weights.rois_per_class,
+                random,
+            )
+            if len(pairs[0]):
+                contrast = supervised_infonce(*pairs, weights.temperature, weights.own_negatives)
+                parts["infonce"] = weights.infonce * contrast
+        return parts
+
+    def changed(self, batch: Sample) -> Tensor:
+        """Return where a batch's labels count as changed, shape (B, H, W)."""
+        return batch["target"] >= self.config.changed_from
+
+    def validation_step(self, batch: Sample, batch_index: int) -> None:
+        """Keep the stored score of the head for the metrics of the epoch."""
+        logit = logit_of(self(batch))[:, 0]
+        target = self.changed(batch)
+        known = batch["valid"] & (batch["target"] != UNKNOWN)
+        self.log("val/bce", binary_cross_entropy(logit, target, known), batch_size=len(logit))
+        score = encode_score(logit.sigmoid().cpu().numpy(), known.cpu().numpy())
+        self._validated.append((score, target.cpu().numpy()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the fold as it is and under lower shares of change."""
+        counts = ShiftedCounts.of(*(np.concatenate(parts) for parts in zip(*self._validated, strict=True)))
+        self._validated.clear()
+        metrics = shifted_metrics(counts, self.training_share)
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW and its schedule; vectors (norms, biases) do not decay."""
+        options = self.config.optimiser
+        matrices = [parameter for parameter in self.parameters() if parameter.ndim > 1]
+        vectors = [parameter for parameter in self.parameters() if parameter.ndim <= 1]
+        optimiser = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=options.lr,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps, options.warmup))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def rate(step: int, steps: int, warmup: float) -> float:
+    """Return the learning rate at a step as a part of the highest: linear rise, then half a cosine down to 0."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def normalise(image: Tensor, valid: Tensor, branch: Branch) -> Tensor:
+    """Return stretched images in units of the training set, 0 (the mean) where there is no data, channels last.
+
+    Args:
+        image: Values in [0, 1], shape (B, C, H, W).
+        valid: Pixels that hold data, shape (B, H, W).
+        branch: Mean and standard deviation of each band.
+    """
+    mean, std = (image.new_tensor(values)[None, :, None, None] for values in (branch.mean, branch.std))
+    normalised = torch.where(valid[:, None], (image - mean) / std, 0.0)
+    return normalised.contiguous(memory_format=torch.channels_last)
+
+
+def logit_of(output: Tensor | SiameseOutput) -> Tensor:
+    """Return the logit, shape (B, 1, H, W)."""
+    return output.logit if isinstance(output, SiameseOutput) else output
+
+
+def roi_share(mask: Tensor) -> Tensor:
+    """Return the share of every ROI that is in a mask, shape (B, H/8, W/8) from (B, H, W).
+
+    The last row and column, whose ROIs leave the tile, count what is beyond as not in the mask.
+    """
+    beyond = ROI - EMBEDDING_STRIDE
+    padded = F.pad(mask.float()[:, None], (0, beyond, 0, beyond))
+    return F.avg_pool2d(padded, kernel_size=ROI, stride=EMBEDDING_STRIDE)[:, 0]

@@ -1,0 +1,280 @@
+"""Runs a training job through Lightning: data, folds, loggers, checkpoints, resume, and the weights with their card."""
+
+import logging
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Subset
+
+from mmcd.data.base import PairDataset, Sample
+from mmcd.data.ombria import Ombria
+from mmcd.data.simulated import Simulated
+from mmcd.data.transforms import mirrored
+from mmcd.errors import Cancelled, ConfigError
+from mmcd.models import zoo
+from mmcd.models.devices import choose_device, choose_precision
+from mmcd.models.siamese import SiameseOutput
+from mmcd.paths import workspace
+from mmcd.progress import Progress, silent
+from mmcd.samplers import GroupBatchSampler
+from mmcd.training.config import ChangeTraining, SimulatedDataConfig
+from mmcd.training.release import write_card_of
+from mmcd.training.tasks import ChangeTask, logit_of
+from mmcd.training.validation import Outputs, grouped_folds
+
+logger = logging.getLogger(__name__)
+
+MONITOR = "val/ap_shift"
+MARGIN = 128
+"""Pixels of mirrored context around a tile: the halo that inference gives every block."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set and which of its samples train and validate.
+
+    Attributes:
+        dataset: All samples.
+        training: Indices of the training samples.
+        held_out: Indices of the validation fold; empty when everything trains.
+        share: Share of change of the data; validation is weighted to parts of it.
+    """
+
+    dataset: PairDataset
+    training: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+    share: float
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a finished run leaves.
+
+    Attributes:
+        folder: The run's folder: resolved configuration, checkpoints, logs, outputs.
+        metrics: Last logged training losses and the validation metrics of the best epoch.
+        weights: Exported weights; none for a baseline without a card.
+        card: Their card.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+    weights: Path | None
+    card: Path | None
+
+
+def open_split(config: ChangeTraining, progress: Progress = silent) -> Split:
+    """Open the data set and hold out the fold or the scenes of the configuration.
+
+    Args:
+        config: The run's configuration.
+        progress: Told of the scenes that are simulated; may raise to stop.
+
+    Raises:
+        DataError: The data set is not there or too small to split.
+        ConfigError: There is no such fold.
+    """
+    options = config.data
+    if isinstance(options, SimulatedDataConfig):
+        simulated = Simulated(options.scenes, progress)
+        natural = float(simulated.changed_share[simulated.validation].mean())
+        return Split(simulated, simulated.training, simulated.validation, natural)
+    dataset = Ombria(options.root, options.event, (config.pre, config.post))
+    everything, share = np.arange(len(dataset)), float(dataset.changed_share.mean())
+    if options.fold is None:
+        return Split(dataset, everything, everything[:0], share)
+    if options.fold >= options.folds:
+        raise ConfigError(
+            f"Fold {options.fold} of {options.folds} does not exist.", "Folds are counted from 0: --set data.fold=0."
+        )
+    held_out = grouped_folds(dataset.groups, dataset.changed_share, options.folds)[options.fold]
+    return Split(dataset, np.setdiff1d(everything, held_out), held_out, share)
+
+
+def run_training(config: ChangeTraining, resume: bool = False, progress: Progress = silent) -> TrainedRun:
+    """Train, keep the best checkpoint of the held-out fold, write its outputs and export weights with a card.
+
+    Args:
+        config: What to train.
+        resume: Go on from the last checkpoint of the run of the same name.
+        progress: Called after every step.
+
+    Raises:
+        ConfigError: The run exists and is not resumed, or is resumed and does not exist.
+        Cancelled: ``progress`` asked to stop; the run can be resumed.
+    """
+    folder = _run_folder(config, resume)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    split = open_split(config, progress)
+    task = ChangeTask(config, split.share)
+    last = folder / "last.ckpt"
+    trainer = _trainer(config, folder, len(split.held_out) > 0, progress)
+    _fit(trainer, task, split, last if resume else None)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    best = folder / "best.ckpt" if len(split.held_out) else last
+    stored = torch.load(best, map_location="cpu", weights_only=False)
+    task.load_state_dict(stored["state_dict"])
+    return _finish(config, folder, task, split, metrics)
+
+
+def _fit(trainer: L.Trainer, task: ChangeTask, split: Split, checkpoint: Path | None) -> None:
+    config = task.config
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints would tear the progress bar
+    try:
+        trainer.fit(
+            task,
+            train_dataloaders=_training_loader(split, config),
+            val_dataloaders=_plain_loader(split.dataset, split.held_out, config) if len(split.held_out) else None,
+            ckpt_path=checkpoint,
+            weights_only=False,
+        )
+    except SystemExit as stop:
+        # Lightning answers Ctrl-C with an exit of its own and leaves the signal switched off.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise Cancelled("The training was interrupted.", "Go on with --resume.") from stop
+
+
+def predict(task: ChangeTask, dataset: PairDataset, indices: NDArray[np.intp], config: ChangeTraining) -> Outputs:
+    """Return a trained task's raw outputs over some samples, in the run's own arithmetic.
+
+    Tiles are continued by their mirror image, as inference continues a scene, because calibration has to fit that.
+    """
+    device = choose_device(config.trainer.device)
+    dtype = choose_precision(config.trainer.precision, device)
+    task = task.eval().to(device)
+    logits, distances, changed = [], [], []
+    for batch in _plain_loader(dataset, indices, config):
+        moved: Any = {name: torch.as_tensor(values).to(device) for name, values in mirrored(batch, MARGIN).items()}
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            output = task(moved)
+        logits.append(_inner(logit_of(output)))
+        far = output.distance if isinstance(output, SiameseOutput) else torch.zeros_like(logit_of(output))
+        distances.append(_inner(far))
+        changed.append(task.changed(batch).numpy())
+    return Outputs(
+        tuple(dataset.ids[index] for index in indices),
+        tuple(dataset.groups[index] for index in indices),
+        np.concatenate(logits),
+        np.concatenate(distances),
+        np.concatenate(changed),
+    )
+
+
+def _inner(values: torch.Tensor) -> NDArray[np.float16]:
+    """Return maps of shape (B, 1, H + 2 margin, W + 2 margin) without their margin, shape (B, H, W)."""
+    return values[:, 0, MARGIN:-MARGIN, MARGIN:-MARGIN].cpu().numpy().astype(np.float16)
+
+
+def _run_folder(config: ChangeTraining, resume: bool) -> Path:
+    folder = workspace() / "training" / config.name
+    exists = (folder / "last.ckpt").is_file()
+    if resume and not exists:
+        raise ConfigError(
+            f"There is no run {config.name!r} to resume in {folder.parent}.", "Start it without --resume."
+        )
+    if exists and not resume:
+        raise ConfigError(
+            f"The run {config.name!r} exists in {folder.parent}.", "Use --resume, or --set name=ANOTHER_NAME."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config.to_yaml())
+    return folder
+
+
+def _training_loader(split: Split, config: ChangeTraining) -> "DataLoader[Sample]":
+    groups = [split.dataset.groups[index] for index in split.training]
+    sampler = GroupBatchSampler(groups, config.data.batch_size, config.data.group_power, config.seed)
+    subset: Any = Subset(split.dataset, split.training.tolist())  # type: ignore[arg-type]
+    return DataLoader(subset, batch_sampler=sampler, num_workers=config.data.workers)
+
+
+def _plain_loader(dataset: PairDataset, indices: NDArray[np.intp], config: ChangeTraining) -> "DataLoader[Sample]":
+    subset: Any = Subset(dataset, indices.tolist())  # type: ignore[arg-type]
+    return DataLoader(subset, batch_size=config.data.batch_size, num_workers=config.data.workers)
+
+
+def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Progress) -> L.Trainer:
+    device = choose_device(config.trainer.device)
+    bf16 = choose_precision(config.trainer.precision, device) == torch.bfloat16
+    kept: dict[str, Any] = {"filename": "last"}
+    if validates:
+        kept = {"filename": "best", "monitor": MONITOR, "mode": "max", "save_last": True}
+    return L.Trainer(
+        accelerator=device.type,
+        devices=1,
+        precision="bf16-mixed" if bf16 else "32-true",
+        max_epochs=config.trainer.epochs,
+        gradient_clip_val=config.optimiser.clip,
+        logger=_loggers(config, folder),
+        callbacks=[
+            EMAWeightAveraging(decay=config.optimiser.ema),
+            ModelCheckpoint(dirpath=folder, enable_version_counter=False, **kept),
+            _Report(progress),
+            _Stop(config.trainer.stop_after or config.trainer.epochs),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+
+
+def _loggers(config: ChangeTraining, folder: Path) -> list[Logger]:
+    made: list[Logger] = []
+    if "tensorboard" in config.trainer.loggers:
+        made.append(TensorBoardLogger(folder.parent, name=config.name, version="tensorboard"))
+    if "mlflow" in config.trainer.loggers:
+        store = f"sqlite:///{folder.parent / 'mlflow.db'}"
+        artifacts = (folder.parent / "mlartifacts").as_uri()
+        made.append(MLFlowLogger("mmcd", run_name=config.name, tracking_uri=store, artifact_location=artifacts))
+    for each in made:
+        each.log_hyperparams(config.model_dump(mode="json", exclude={"export"}))
+    return made
+
+
+class _Report(Callback):  # type: ignore[misc]
+    """Reports every step, and writes the epoch's figures to the log."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._progress("train", trainer.global_step, int(trainer.estimated_stepping_batches))
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        figures = {name: f"{float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items())}
+        logger.info("epoch %d: %s", trainer.current_epoch, figures)
+
+
+class _Stop(Callback):
+    """Ends training after an epoch, however long the schedule of the learning rate is."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self._epochs
+
+
+def _finish(
+    config: ChangeTraining, folder: Path, task: ChangeTask, split: Split, metrics: dict[str, float]
+) -> TrainedRun:
+    """Write the outputs of the held-out fold and export the weights."""
+    outputs = None
+    if len(split.held_out):
+        outputs = predict(task, split.dataset, split.held_out, config)
+        outputs.save(folder / "held_out.npz")
+    weights = folder / f"{config.name}.safetensors"
+    sha256 = zoo.save(task.model, weights)
+    if config.export is None:
+        return TrainedRun(folder, metrics, weights, None)
+    card = write_card_of(config, config.export, weights, sha256, outputs, task.training_share)
+    return TrainedRun(folder, metrics, weights, card)

@@ -1,0 +1,126 @@
+"""Fixtures shared by all tests, and the choice of what can run on this machine."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from scipy.ndimage import gaussian_filter
+
+from mmcd.cards import Branch, Card, Decision, Gsd, write_card
+from mmcd.geo.cog import Band, write_cog
+from mmcd.geo.grid import Grid
+from mmcd.models import zoo
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+PAIR_SIZE = (700, 900)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what needs the shared images or chromium where those are missing; under CI that is a failure."""
+    missing = {
+        "real_data": not SHARED_DATA.is_dir() and f"no third-party images at {SHARED_DATA}",
+        "browser": shutil.which("chromium") is None and "no chromium on the path",
+    }
+    for marker, reason in missing.items():
+        affected = [item for item in items if item.get_closest_marker(marker)]
+        if not reason or not affected:
+            continue
+        if os.environ.get("CI") == "true":
+            raise pytest.UsageError(f"{reason}: {len(affected)} tests marked {marker!r} cannot run")
+        config.get_terminal_writer().line(f"{reason}: {len(affected)} tests marked {marker!r} are deselected")
+        config.hook.pytest_deselected(items=affected)
+        items[:] = [item for item in items if item not in affected]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real third-party images; only for tests marked ``real_data``."""
+    return SHARED_DATA
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty workspace of its own for one test."""
+    folder = tmp_path / "workspace"
+    monkeypatch.setenv("MMCD_WORKSPACE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An optical (3 bands) and a SAR (1 band) COG of 700 × 900 px at 10 m; the SAR has a hole and an empty edge."""
+    folder = tmp_path_factory.mktemp("pair")
+    rng = np.random.default_rng(0)
+    noise = gaussian_filter(rng.normal(size=(4, *PAIR_SIZE)), (0, 3, 3))
+    images = np.clip(128 + 400 * noise, 1, 255).astype(np.uint8)
+    images[3, :, :40] = 0
+    images[3, 300:340, 500:560] = 0
+    grid = Grid("EPSG:32634", Affine(10, 0, 400_000, 0, -10, 4_600_000), *PAIR_SIZE)
+    pre = write_cog(folder / "pre.tif", images[:3], grid, Band(names=("B11", "B8", "B3")))
+    post = write_cog(folder / "post.tif", images[3], grid, Band(names=("VV",), nodata=0))
+    return pre, post
+
+
+@pytest.fixture(scope="session")
+def card_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The card of an untrained model whose weights lie beside it."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    model = zoo.build("siamese", 3, 1, {})
+    sha256 = zoo.save(model, folder / "tiny.safetensors")
+    card = Card(
+        name="tiny",
+        version="0",
+        title="Untrained",
+        description="For tests.",
+        architecture="siamese",
+        settings={},
+        weights="tiny.safetensors",
+        sha256=sha256,
+        pre=Branch(
+            modality="optical",
+            sensor="Sentinel-2",
+            bands=("B11", "B8", "B3"),
+            unit="reflectance",
+            mean=(0.5,) * 3,
+            std=(0.2,) * 3,
+        ),
+        post=Branch(modality="sar", sensor="Sentinel-1", bands=("VV",), unit="db", mean=(0.5,), std=(0.2,)),
+        gsd=Gsd(nominal=10, min=5, max=30),
+        classes=("unchanged", "changed"),
+        decision=Decision(head_weight=40.0, cosine_weight=20.0, intercept=-20.0, threshold=0.5),
+        training={},
+        licence={"weights": "Apache-2.0"},
+    )
+    write_card(card, folder / "tiny.toml")
+    return folder / "tiny.toml"
+
+
+@pytest.fixture(scope="session")
+def floods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve tiles of 32 px in six groups, in OMBRIA's layout."""
+    root = tmp_path_factory.mktemp("floods")
+    random = np.random.default_rng(0)
+    rows = ["folder,tile_id,scene_group,group_size"]
+    for number in range(12):
+        flooded = np.zeros((1, 32, 32), bool)
+        flooded[:, : random.integers(4, 28), : random.integers(4, 28)] = True
+        layers = {
+            "OmbriaS2/train/BEFORE/S2_before_{}.png": random.integers(60, 120, (3, 32, 32)),
+            "OmbriaS1/train/AFTER/S1_after_{}.png": np.where(flooded, 60, 180) + random.integers(-20, 20, (1, 32, 32)),
+            "OmbriaS1/train/MASK/S1_mask_{}.png": flooded * 255,
+        }
+        for name, values in layers.items():
+            path = root / name.format(f"{number:04d}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with rasterio.open(path, "w", driver="PNG", count=len(values), height=32, width=32, dtype="uint8") as file:
+                file.write(values.astype(np.uint8))
+        rows.append(f"train,{number:04d},{number // 2},2")
+    (root / "scene_groups.csv").write_text("\n".join(rows))
+    return root

@@ -1,0 +1,123 @@
+"""The Damage map page as its script draws it; what moves in the browser is tested there."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from mmcd.jobs import open_store
+
+PAGE = Path(__file__).resolve().parents[2] / "pages" / "damage_map.py"
+
+pytestmark = pytest.mark.usefixtures("fresh_caches")
+
+
+def opened(**address: str) -> AppTest:
+    page = AppTest.from_file(PAGE, default_timeout=60)
+    page.query_params.update(address)
+    return page.run()
+
+
+def downloads(folder: str) -> None:
+    """The downloads of the run in a folder."""
+    from pathlib import Path
+
+    from mmcd.services.runs import Run
+    from mmcd.studio import result_panel
+
+    result_panel._downloads(Run("0" * 32, Path(folder), {}), "0.5", footprints=False)
+
+
+@pytest.fixture
+def form(prepared) -> AppTest:
+    """The page of a scene without a run."""
+    return opened(scene=prepared.placed.id)
+
+
+def captions(page: AppTest) -> str:
+    return " ".join(caption.value for caption in page.caption)
+
+
+def test_before_a_run_its_time_and_disk_are_said(form):
+    assert not form.exception
+    said = captions(form)
+    assert "0.3 megapixels" in said
+    assert "by a speed test of this machine" in said
+    assert "free disk" in said
+    assert not form.button("run").disabled
+
+
+def test_a_typed_region_goes_into_the_address_and_makes_the_run_smaller(form, prepared):
+    key = f"region-{prepared.placed.id}"
+    west, south, east, north = 171.01, -44.28, 171.03, -44.26
+    form.text_input(key).input(f"{west}, {south}, {east}, {north}").run()
+    assert form.query_params["region"] == f"{west},{south},{east},{north}"
+    assert not form.error
+    assert " pixels: " in captions(form)
+    form.button("whole_scene").click().run()
+    assert "region" not in form.query_params
+    assert "0.3 megapixels" in captions(form)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("1,2,3", "not four numbers"),
+        ("/etc/passwd", "not four numbers"),
+        ("3,2,1,4", "empty or not in degrees"),
+        ("0,0,1,1", "outside the scene"),
+    ],
+)
+def test_a_wrong_region_is_explained_and_cannot_be_run(prepared, typed, said):
+    page = opened(scene=prepared.placed.id, region=typed)
+    assert not page.exception
+    assert said in page.error[0].proto.title
+    assert page.button("run").disabled
+
+
+def test_a_scene_in_pixel_space_has_no_region(prepared):
+    page = opened(scene=prepared.loose.id)
+    assert not page.exception
+    assert not page.text_input
+    assert "no georeference" in captions(page)
+
+
+def test_a_run_offers_its_buildings_first_and_then_its_files(prepared):
+    page = opened(scene=prepared.placed.id, run=prepared.run_id, threshold="0.25")
+    assert not page.exception
+    parts = page.segmented_control("result-part-buildings")
+    assert parts.value == "Buildings"
+    parts.set_value("Download").run()
+    links = {link.proto.label: link.proto.url for link in page.get("link_button")}
+    base = f"/mmcd/runs/{prepared.run_id}"
+    assert links["Mask at 0.25 (COG)"] == f"{base}/mask.tif?threshold=0.25"
+    assert links["Buildings (GeoPackage)"] == f"{base}/buildings.gpkg?threshold=0.25"
+    assert links["Buildings (GeoJSON)"] == f"{base}/buildings.geojson?threshold=0.25"
+    assert links["Manifest"] == f"{base}/manifest.json"
+
+
+def test_geojson_is_not_offered_of_a_run_in_pixels(prepared, tmp_path):
+    shutil.copy(prepared.loose.post, tmp_path / "score.tif")
+    page = AppTest.from_function(downloads, args=(str(tmp_path),), default_timeout=60).run()
+    assert not page.exception
+    labels = [link.proto.label for link in page.get("link_button")]
+    assert "Changed areas (GeoPackage)" in labels
+    assert not any("GeoJSON" in label for label in labels)
+
+
+def test_starting_a_run_keeps_the_region_and_forgets_the_run_before(prepared, monkeypatch):
+    monkeypatch.setattr("mmcd.studio.run_panel.ensure_worker", lambda workspace: None)
+    region = "171.01,-44.28,171.03,-44.26"
+    page = opened(scene=prepared.placed.id, run=prepared.run_id, region=region, building="house-40")
+    page.segmented_control("result-part-buildings").set_value("Run again").run()
+    page.checkbox(f"align-{prepared.placed.id}").check()
+    page.button("run").click().run()
+    assert page.query_params["region"] == region
+    assert "run" not in page.query_params
+    assert "building" not in page.query_params
+    store = open_store(prepared.folder)
+    job = page.query_params["job"]
+    request = store.get(job).request
+    assert (request["region"], request["align"], request["adapt"]) == (region, True, False)
+    store.cancel(job)
