@@ -245,8 +245,10 @@ def test_table_and_map_choose_the_same_building(watched, address, prepared):
     expect(chosen).to_have_count(2)
     until(page, lambda: asked(page, "building") == "house-340")
     # The map went there and put the building left or right of the divider; another one is clicked on the map.
-    map_of(page).get_by_role("button", name="Zoom to the scene").click()
     until(page, lambda: at_rest(page, chosen.first))
+    near = chosen.first.bounding_box()["width"]
+    map_of(page).get_by_role("button", name="Zoom to the scene").click()
+    until(page, lambda: at_rest(page, chosen.first) and chosen.first.bounding_box()["width"] < near)
     box, frame = chosen.first.bounding_box(), page.locator("iframe[title*='st_folium']").bounding_box()
     step = (box["width"] - 8) / 20 * 100  # pixels on the screen between two neighbouring houses
     x, y = box["x"] + box["width"] / 2 + step, box["y"] + box["height"] / 2
