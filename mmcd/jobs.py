@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmcd.errors import Cancelled, InputError, MmcdError, StorageError
+from mmcd.locks import locked
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Progress = Callable[[str, int, int], None]
@@ -266,7 +267,8 @@ def run_worker(
         False when another worker serves this store already, else True at the end.
     """
     stop = stop or threading.Event()
-    with _worker_lock(store.path) as held:
+    # A second is enough to outwait the short reads of `worker_alive`.
+    with locked(_lock_path(store.path), 1) as held:
         if not held:
             return False
         if found := store.recover():
@@ -396,23 +398,6 @@ def _heartbeat(store: JobStore, job_id: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-@contextlib.contextmanager
-def _worker_lock(store_path: Path) -> Iterator[bool]:
-    """Hold the worker's lock, or learn that it is held.
-
-    An exclusive SQLite transaction on a file of its own: the same on every platform, and gone with its process.
-    """
-    # A second is enough to outwait the short reads of `worker_alive`.
-    connection = sqlite3.connect(_lock_path(store_path), timeout=1, isolation_level=None)
-    with contextlib.closing(connection):
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            yield False
-        else:
-            yield True
 
 
 def _lock_path(store_path: Path) -> Path:

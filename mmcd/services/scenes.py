@@ -113,7 +113,7 @@ def check_scene(request: AddSceneRequest, progress: Progress = silent) -> Checke
     _check_id(request.id)
     days = _days(request)
     local = {
-        name: str(local_file(source, progress))
+        name: str(local_file(source, progress, "outlines" if name == "footprints" else "image"))
         for name in ("pre", "post", "label", "footprints")
         if (source := getattr(request, name))
     }

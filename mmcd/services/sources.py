@@ -2,7 +2,8 @@
 
 An address is downloaded once instead of being read over the network again and again: check, tiles, runs and exports
 each read the whole image, and after a disaster the connection is what fails first. What was downloaded when it failed
-is kept, and the next attempt goes on from there.
+is kept, and the next attempt goes on from there. Two processes that want one address share one download: the second
+waits. What may come from elsewhere is in `mmcd.services.foreign`.
 """
 
 import hashlib
@@ -18,8 +19,10 @@ from typing import IO
 from urllib.parse import quote, unquote, urlsplit
 
 from mmcd.errors import InputError, NetworkError, StorageError
+from mmcd.locks import locked
 from mmcd.paths import workspace_folder
 from mmcd.progress import Progress, silent
+from mmcd.services.foreign import HEAD_BYTES, Kind, check_file, check_head
 
 UPLOAD_MB = 100
 """Largest file that a page takes, in megabytes: the browser's upload is held in memory."""
@@ -29,8 +32,8 @@ _CHUNK = 1 << 20
 _SPARE_BYTES = 200 << 20  # left free on the disk, for the run that follows
 _ADDRESS_SIGNS = "%/:=&?~#+!$,;'@()*[]"  # what an address holds beside letters and digits
 _WEB_PAGE = ("text/html", "application/xhtml+xml")
-_HEAD_BYTES = 4096
-_BLANK = b"\xef\xbb\xbf\0 \t\r\n\v\f"  # blanks and the byte order mark of UTF-8
+_LOOK_SECONDS = 1.0  # between two looks at a download of another process
+_OUTLINE_NAMES = (".geojson", ".json", ".geojsonl", ".gpkg", ".parquet", ".geoparquet", ".pq", ".fgb")
 
 
 def is_address(source: str) -> bool:
@@ -38,53 +41,74 @@ def is_address(source: str) -> bool:
     return re.match(r"https?://[^/\s]", source.strip(), re.IGNORECASE) is not None
 
 
-def local_file(source: str, progress: Progress = silent) -> Path:
+def local_file(source: str, progress: Progress = silent, kind: Kind = "image") -> Path:
     """Return the file of a source: a path as it is, an address after its download.
 
     Args:
         source: Path of a file, or http or https address of one.
         progress: Told of the bytes of a download in megabytes; may raise to stop, which keeps what is there.
+        kind: What an address has to lead to.
 
     Raises:
-        InputError: It is neither, or the address leads to a web page or to XML.
+        InputError: It is neither, or the address leads to a web page or to a format that is not taken from elsewhere.
         NetworkError: The address cannot be reached or refuses.
         StorageError: There is no space for it.
     """
     source = source.strip()
     if "://" in source and not is_address(source):
         raise InputError(f"{source[:80]!r} is not a path or an http address.", "Give a path, http:// or https://.")
-    return _download(source, progress) if is_address(source) else Path(source).expanduser().resolve()
+    return _download(source, progress, kind) if is_address(source) else Path(source).expanduser().resolve()
 
 
 def keep_upload(name: str, content: bytes) -> Path:
-    """Copy an uploaded file into the workspace; the same content is kept once.
+    """Copy an uploaded image into the workspace; the same content is kept once.
 
     Args:
         name: Its name on the user's machine.
         content: Its bytes.
 
     Raises:
-        InputError: It is XML.
+        InputError: Its format is not taken from elsewhere.
         StorageError: There is no space for it.
     """
-    _refuse_xml(name, content)
+    check_head(name, content[:HEAD_BYTES], "image")
     path = workspace_folder("sources") / hashlib.sha256(content).hexdigest()[:16] / _plain_name(name)
-    if not path.exists():
-        with _written(path):
-            _part_of(path).write_bytes(content)
+    with _alone(path, silent):
+        if not path.exists():
+            with _written(path):
+                _part_of(path).write_bytes(content)
+                _check_part(path, "image")
     return path
 
 
-def _download(address: str, progress: Progress) -> Path:
+def _download(address: str, progress: Progress, kind: Kind) -> Path:
     folder = workspace_folder("sources") / hashlib.sha256(address.encode()).hexdigest()[:16]
     try:
-        path = folder / _plain_name(unquote(PurePosixPath(urlsplit(address).path).name))
+        name = _plain_name(unquote(PurePosixPath(urlsplit(address).path).name))
     except ValueError as error:
         raise _no_address(address, error) from error
+    if kind == "outlines" and not name.lower().endswith(_OUTLINE_NAMES):
+        name += ".json"  # some readers of vector files go by the name alone
+    path = folder / name
     if not path.exists():
-        with _written(path), _answer(address, path) as answer:
-            _receive(answer, path, progress)
+        with _alone(path, progress):
+            if not path.exists():
+                with _written(path), _answer(address, path) as answer:
+                    _receive(answer, path, progress, kind)
+                    _check_part(path, kind)
     return path
+
+
+@contextmanager
+def _alone(path: Path, progress: Progress) -> Iterator[None]:
+    """Wait until no other process writes a file. The lock lies elsewhere: the file's folder may be cleared."""
+    lock = workspace_folder("locks") / f"{path.parent.name}.lock"
+    while True:
+        with locked(lock, _LOOK_SECONDS) as held:
+            if held:
+                yield
+                return
+        progress(f"waiting for another download of {path.name}", 0, 1)
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):
@@ -131,11 +155,11 @@ def _answer(address: str, path: Path) -> Iterator[HTTPResponse]:
         raise NetworkError(f"{_short(address)} cannot be reached: {reason}.", action) from error
 
 
-def _receive(answer: HTTPResponse, path: Path, progress: Progress) -> None:
-    kind = answer.headers.get_content_type()
-    if kind in _WEB_PAGE:
+def _receive(answer: HTTPResponse, path: Path, progress: Progress, kind: Kind) -> None:
+    content = answer.headers.get_content_type()
+    if content in _WEB_PAGE:
         raise InputError(
-            f"{_short(answer.url)} leads to {kind}, not to an image.", "Give the address of the GeoTIFF itself."
+            f"{_short(answer.url)} leads to {content}, not to an image.", "Give the address of the GeoTIFF itself."
         )
     resumed = answer.status == 206
     done = _part_of(path).stat().st_size if resumed else 0
@@ -144,6 +168,9 @@ def _receive(answer: HTTPResponse, path: Path, progress: Progress) -> None:
     _note_validator(answer, path)
     with _part_of(path).open("ab" if resumed else "wb") as file:
         for chunk in _chunks(answer):
+            if not done:  # gigabytes of what is not taken are not fetched
+                with _dropped_if_refused(path):
+                    check_head(path.name, chunk[:HEAD_BYTES], kind)
             file.write(chunk)
             done += len(chunk)
             progress(f"downloading {path.name} (MB)", done >> 20, max(total, done) >> 20)
@@ -152,12 +179,20 @@ def _receive(answer: HTTPResponse, path: Path, progress: Progress) -> None:
             f"The connection broke after {done / 1e6:,.1f} of {total / 1e6:,.1f} MB of {path.name}.",
             "Try again: it goes on where it stopped.",
         )
-    with _part_of(path).open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+
+
+def _check_part(path: Path, kind: Kind) -> None:
+    with _dropped_if_refused(path):
+        check_file(path.name, _part_of(path), kind)
+
+
+@contextmanager
+def _dropped_if_refused(path: Path) -> Iterator[None]:
+    """Keep nothing of a file that is not taken."""
     try:
-        _refuse_xml(path.name, head)
+        yield
     except InputError:
-        _part_of(path).unlink()
+        _part_of(path).unlink(missing_ok=True)
         _validator_of(path).unlink(missing_ok=True)
         raise
 
@@ -172,19 +207,6 @@ def _chunks(answer: HTTPResponse) -> Iterator[bytes]:
         if not chunk:
             return
         yield chunk
-
-
-def _refuse_xml(name: str, head: bytes) -> None:
-    """Refuse a foreign file that GDAL might take for a virtual raster, which can name any file of this machine.
-
-    Raises:
-        InputError: The first byte that is not blank is ``<``.
-    """
-    if head.lstrip(_BLANK).startswith(b"<"):
-        raise InputError(
-            f"{name[:80]} is XML, not an image: virtual rasters and web pages are not taken from elsewhere.",
-            "Give the GeoTIFF itself; a virtual raster of this machine can be given by its path.",
-        )
 
 
 def _no_address(address: str, error: ValueError) -> InputError:

@@ -1,20 +1,36 @@
 """Downloads and uploads, from a real server on this machine."""
 
+import os
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rasterio.io import MemoryFile
 
 from mmcd.errors import Cancelled, InputError, NetworkError, StorageError
 from mmcd.services import sources
 from mmcd.services.sources import is_address, keep_upload, local_file
 
-CONTENT = np.random.default_rng(0).bytes(5 << 20)
+
+def image_of(values: np.ndarray, driver: str = "GTiff") -> bytes:
+    """Return an image file of one band without a georeference."""
+    shape = {"height": values.shape[0], "width": values.shape[1]}
+    with MemoryFile() as memory:
+        with memory.open(driver=driver, count=1, dtype="uint8", **shape) as file:
+            file.write(values, 1)
+        return bytes(memory.getbuffer())
+
+
+CONTENT = image_of(np.random.default_rng(0).integers(0, 256, (2304, 2304), np.uint8))
+SMALL = image_of(np.full((64, 64), 7, np.uint8), "PNG")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -31,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(200, b"\n <VRTDataset/>", {"Content-Type": "image/tiff"})
         if self.path.startswith("/outlines"):
             return self._send(200, b'{"features": []}', {"Content-Type": "application/json"})
+        if self.path.startswith("/netcdf"):
+            return self._send(200, b"CDF\x02" + CONTENT, {"Content-Type": "image/tiff"})
         if not self.path.startswith(("/image", "/breaks")):
             return self._send(404, b"", {})
         start = 0
@@ -46,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body[:length])
+        with suppress(ConnectionError):  # whoever asked may have seen enough
+            self.wfile.write(body[:length])
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -116,6 +135,7 @@ def test_a_stopped_download_keeps_what_is_there(workspace: Path, server: Threadi
         ("none.tif?key=secret", NetworkError, "answers 404"),
         ("page.tif", InputError, "leads to text/html"),
         ("virtual.tif", InputError, "is XML"),
+        ("netcdf.tif", InputError, "is of no format that is taken from elsewhere"),
         ("ftp.tif?key=secret", InputError, "leads to ftp://127"),
     ],
 )
@@ -129,7 +149,33 @@ def test_an_address_without_an_image_says_so_and_keeps_its_secrets(
 
 
 def test_outlines_come_as_json(workspace: Path, server: ThreadingHTTPServer) -> None:
-    assert local_file(address(server, "outlines.geojson")).read_bytes() == b'{"features": []}'
+    path = local_file(address(server, "outlines.geojson"), kind="outlines")
+    assert (path.name, path.read_bytes()) == ("outlines.geojson", b'{"features": []}')
+    assert local_file(address(server, "outlines?f=geojson"), kind="outlines").name == "outlines.json"
+
+
+FETCH = """
+import sys
+from mmcd.services.sources import local_file
+print(local_file(sys.argv[1], lambda stage, done, total: print(stage, flush=True)))
+"""
+
+
+def test_two_processes_that_want_one_address_share_one_download(workspace: Path, server: ThreadingHTTPServer) -> None:
+    source, others = address(server, "image.tif"), []
+
+    def start_another(stage: str, done: int, total: int) -> None:
+        if not others:
+            command = [sys.executable, "-c", FETCH, source]
+            others.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ))
+            assert others[0].stdout.readline() == "waiting for another download of image.tif\n"
+
+    path = local_file(source, start_another)
+    told, _ = others[0].communicate(timeout=60)
+    assert told.splitlines()[-1] == str(path)
+    assert path.read_bytes() == CONTENT
+    assert len(server.ranges) == 1  # type: ignore[attr-defined]
+    assert [file.name for file in path.parent.iterdir()] == ["image.tif"]
 
 
 @pytest.mark.parametrize("text", ["http://[x/a.tif", "http://a..b/x.tif"])
@@ -177,11 +223,11 @@ def test_a_path_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["../../x.tif", "..\\..\\x.tif", "/etc/x.tif"])
 def test_an_upload_stays_in_its_folder_and_is_kept_once(workspace: Path, name: str) -> None:
-    path = keep_upload(name, b"image")
+    path = keep_upload(name, SMALL)
     assert path.name == "x.tif"
     assert path.parent.parent == workspace.resolve() / "sources"
-    assert keep_upload(name, b"image") == path
-    assert path.read_bytes() == b"image"
+    assert keep_upload(name, SMALL) == path
+    assert path.read_bytes() == SMALL
 
 
 def test_an_uploaded_virtual_raster_is_refused(workspace: Path) -> None:
