@@ -19,7 +19,7 @@ from typing import IO
 from urllib.parse import quote, unquote, urlsplit
 
 from mmcd.errors import InputError, NetworkError, StorageError
-from mmcd.locks import locked
+from mmcd.locks import turn
 from mmcd.paths import workspace_folder
 from mmcd.progress import Progress, silent
 from mmcd.services.foreign import HEAD_BYTES, Kind, check_file, check_head
@@ -32,7 +32,6 @@ _CHUNK = 1 << 20
 _SPARE_BYTES = 200 << 20  # left free on the disk, for the run that follows
 _ADDRESS_SIGNS = "%/:=&?~#+!$,;'@()*[]"  # what an address holds beside letters and digits
 _WEB_PAGE = ("text/html", "application/xhtml+xml")
-_LOOK_SECONDS = 1.0  # between two looks at a download of another process
 _OUTLINE_NAMES = (".geojson", ".json", ".geojsonl", ".gpkg", ".parquet", ".geoparquet", ".pq", ".fgb")
 
 
@@ -103,12 +102,8 @@ def _download(address: str, progress: Progress, kind: Kind) -> Path:
 def _alone(path: Path, progress: Progress) -> Iterator[None]:
     """Wait until no other process writes a file. The lock lies elsewhere: the file's folder may be cleared."""
     lock = workspace_folder("locks") / f"{path.parent.name}.lock"
-    while True:
-        with locked(lock, _LOOK_SECONDS) as held:
-            if held:
-                yield
-                return
-        progress(f"waiting for another download of {path.name}", 0, 1)
+    with turn(lock, waiting=lambda: progress(f"waiting for another download of {path.name}", 0, 1)):
+        yield
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):

@@ -19,6 +19,7 @@ from mmcd.data.ombria import Ombria
 from mmcd.data.simulated import Simulated
 from mmcd.data.transforms import mirrored
 from mmcd.errors import Cancelled, ConfigError
+from mmcd.locks import turn
 from mmcd.models import zoo
 from mmcd.models.devices import choose_device, choose_precision
 from mmcd.models.siamese import SiameseOutput
@@ -31,6 +32,9 @@ from mmcd.training.tasks import ChangeTask, logit_of
 from mmcd.training.validation import Outputs, grouped_folds
 
 logger = logging.getLogger(__name__)
+
+STORE_SECONDS = 300
+"""How long a training waits for another one that is creating their store, which takes some seconds."""
 
 MONITOR = "val/ap_shift"
 MARGIN = 128
@@ -232,11 +236,23 @@ def _loggers(config: ChangeTraining, folder: Path) -> list[Logger]:
     if "tensorboard" in config.trainer.loggers:
         made.append(TensorBoardLogger(folder.parent, name=config.name, version="tensorboard"))
     if "mlflow" in config.trainer.loggers:
-        store = f"sqlite:///{folder.parent / 'mlflow.db'}"
-        artifacts = (folder.parent / "mlartifacts").as_uri()
-        made.append(MLFlowLogger("mmcd", run_name=config.name, tracking_uri=store, artifact_location=artifacts))
+        made.append(_mlflow(config.name, folder.parent))
     for each in made:
         each.log_hyperparams(config.model_dump(mode="json", exclude={"export"}))
+    return made
+
+
+def _mlflow(name: str, folder: Path) -> MLFlowLogger:
+    """Begin a run in the MLflow store of a folder, which is created when missing.
+
+    Raises:
+        StorageError: Another training is still creating it.
+    """
+    store, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()
+    # Two that create it at one moment collide in its tables and migrations, and then in its experiment.
+    with turn(folder / "mlflow.lock", STORE_SECONDS):
+        made = MLFlowLogger("mmcd", run_name=name, tracking_uri=store, artifact_location=artifacts)
+        made.experiment  # noqa: B018 - asking for it makes experiment and run
     return made
 
 

@@ -1,5 +1,6 @@
 """Real training on a tiny flood set: water is dark in the radar image."""
 
+import multiprocessing
 import signal
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mmcd.models import zoo
 from mmcd.services.train import TrainRequest, train
 from mmcd.training.config import ChangeTraining
 from mmcd.training.tasks import ChangeTask, normalise, rate, roi_share
-from mmcd.training.trainer import open_split
+from mmcd.training.trainer import _mlflow, open_split
 from mmcd.training.validation import Outputs
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -102,6 +103,27 @@ def test_mlflow_keeps_the_run_in_a_local_store(request_of, workspace):
     client = mlflow.MlflowClient(f"sqlite:///{workspace / 'training' / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("mmcd").experiment_id])
     assert run.data.params["data/batch_size"] == "4" and run.data.metrics["val/ap_shift"] > 0
+
+
+def test_two_trainings_create_the_store_at_one_moment(tmp_path):
+    import mlflow
+
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(2)
+    started = [context.Process(target=_begin_run, args=(name, tmp_path, together)) for name in ("one", "two")]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=120)
+    assert [process.exitcode for process in started] == [0, 0]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("mmcd").experiment_id])
+    assert {run.info.run_name for run in runs} == {"one", "two"}
+
+
+def _begin_run(name, folder, together):
+    together.wait(60)
+    _mlflow(name, folder)
 
 
 def test_names_are_not_taken_twice(request_of):
