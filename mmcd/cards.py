@@ -20,6 +20,10 @@ Modality = Literal["optical", "sar"]
 Unit = Literal["db", "reflectance", "uint8"]
 
 
+BUILDING_CLASSES = ("background", "intact", "damaged", "destroyed")
+"""Classes of a head that tells buildings, whatever their state, from everything else."""
+
+
 class Level(Config):
     """A scene's own reference level: one of its percentiles is moved to a fixed stretched value.
 
@@ -130,6 +134,11 @@ class Card(Config):
     training: dict[str, Any]
     metrics: tuple[dict[str, Any], ...] = ()
     licence: dict[str, str]
+
+    @property
+    def marks_buildings(self) -> bool:
+        """Whether the network itself says where buildings stand: its head has `BUILDING_CLASSES`."""
+        return self.classes == BUILDING_CLASSES and self.settings.get("classes") == len(BUILDING_CLASSES)
 
 
 def read_card(path: Path) -> Card:

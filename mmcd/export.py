@@ -16,17 +16,14 @@ import numpy as np
 import pyogrio
 import pyogrio.errors
 import pystac
-import shapely
-from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS
-from rasterio.features import shapes
-from scipy.ndimage import label
 
 from mmcd.errors import InputError, StorageError
 from mmcd.geo.cog import MASK_BAND, atomic_path, write_cog
-from mmcd.geo.footprints import Footprints, Geometries, build_footprints
-from mmcd.geo.grid import Grid, Window, blocks
+from mmcd.geo.footprints import Footprints, build_footprints
+from mmcd.geo.grid import Grid, Window
+from mmcd.geo.outlines import outline_patches, placed, stored_values
 from mmcd.geo.raster import RasterSource
 from mmcd.score import NOT_ASSESSED, score_counts, threshold_value
 
@@ -50,10 +47,7 @@ _VERSIONED = ("mmcd", "torch", "rasterio", "numpy", "rio-cogeo")
 
 def stored_scores(score: Path) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
     """Yield the bytes of a score COG block by block."""
-    with RasterSource(score) as source:
-        for window in blocks(source.grid.shape, _STRIP):
-            raster = source.read(window)
-            yield window, np.where(raster.valid, raster.data[0], NOT_ASSESSED).astype(np.uint8)
+    yield from stored_values(score, _STRIP)
 
 
 def count_scores(score: Path) -> NDArray[np.int64]:
@@ -105,46 +99,17 @@ def change_polygons(score: Path, threshold: float, min_pixels: int = MIN_CHANGE_
         InputError: The score cannot be read, or there are more than `MAX_CHANGES` patches, counting the pieces that the
             borders of blocks cut.
     """
-    whole: list[shapely.Geometry] = []
-    cut: list[shapely.Geometry] = []
-    for window, values in stored_scores(score):
-        kept, open_ended = _patches(values >= threshold_value(threshold), min_pixels)
-        for patches, found in ((kept, whole), (open_ended, cut)):
-            place = Affine.translation(window.col, window.row)
-            found += [shapely.geometry.shape(area) for area, _ in shapes(patches, mask=patches, transform=place)]
-        if len(whole) + len(cut) > MAX_CHANGES:
-            raise InputError(
-                f"There are more than {MAX_CHANGES:,} patches of change at the threshold {threshold:.3g}.",
-                "Raise the threshold or the minimum area.",
-            )
-    joined = shapely.simplify(shapely.get_parts(shapely.union_all(cut)), 0)  # 0: only points on a straight line go
-    outlines = np.array([*whole, *joined], dtype=object)
-    outlines = outlines[shapely.area(outlines) >= min_pixels]
+    cut = threshold_value(threshold)
+    masks = ((window, values >= cut) for window, values in stored_scores(score))
+    outlines = outline_patches(masks, min_pixels, MAX_CHANGES)
+    if outlines is None:
+        raise InputError(
+            f"There are more than {MAX_CHANGES:,} patches of change at the threshold {threshold:.3g}.",
+            "Raise the threshold or the minimum area.",
+        )
     with RasterSource(score) as source:
         grid = source.grid
-    return build_footprints(_placed(outlines, grid), None, grid.crs)
-
-
-def _patches(changed: NDArray[np.bool_], min_pixels: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the patches of a block that are large enough, and those that may go on beyond its border."""
-    labels, count = label(changed)
-    at_border = np.zeros(count + 1, bool)
-    for line in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        at_border[line] = True
-    large = np.bincount(labels.ravel(), minlength=count + 1) >= min_pixels
-    large[0] = at_border[0] = False
-    return (large & ~at_border)[labels].astype(np.uint8), at_border[labels].astype(np.uint8)
-
-
-def _placed(outlines: Geometries, grid: Grid) -> Geometries:
-    a, b, c, d, e, f = tuple(grid.transform)[:6]
-
-    def to_place(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        x, y = points.T
-        return np.column_stack([a * x + b * y + c, d * x + e * y + f])
-
-    placed: Geometries = shapely.transform(outlines, to_place)
-    return placed
+    return build_footprints(placed(outlines, grid), None, grid.crs)
 
 
 def write_vectors(path: Path, frame: geopandas.GeoDataFrame, layer: str, facts: dict[str, str]) -> None:
@@ -194,7 +159,14 @@ def area_summary(counts: NDArray[np.int64], threshold: float, pixel_area_m2: flo
     }
 
 
-def write_item(folder: Path, run_id: str, grid: Grid, taken: datetime | None, properties: dict[str, Any]) -> Path:
+def write_item(
+    folder: Path,
+    run_id: str,
+    grid: Grid,
+    taken: datetime | None,
+    properties: dict[str, Any],
+    more: dict[str, str] | None = None,
+) -> Path:
     """Write ``item.json``, the STAC item of a run's score and mask.
 
     Args:
@@ -203,6 +175,7 @@ def write_item(folder: Path, run_id: str, grid: Grid, taken: datetime | None, pr
         grid: Grid of the score.
         taken: Time of the image after; the time of writing when unknown.
         properties: More properties, such as model and threshold.
+        more: Title of each further raster by its name, without suffix.
     """
     item = pystac.Item(
         id=run_id,
@@ -219,7 +192,8 @@ def write_item(folder: Path, run_id: str, grid: Grid, taken: datetime | None, pr
             "proj:transform": list(grid.transform)[:6],
         }
         item.stac_extensions.append("https://stac-extensions.github.io/projection/v2.0.0/schema.json")
-    for name, title in {"score": "Probability of change", "mask": "Change at the threshold"}.items():
+    rasters = {"score": "Probability of change", "mask": "Change at the threshold", **(more or {})}
+    for name, title in rasters.items():
         item.add_asset(name, pystac.Asset(f"./{name}.tif", title=title, media_type=_COG, roles=["data"]))
     item.add_asset("manifest", pystac.Asset("./manifest.json", media_type=pystac.MediaType.JSON, roles=["metadata"]))
     path = folder / "item.json"

@@ -11,7 +11,7 @@ import torch
 from affine import Affine
 from scipy.ndimage import gaussian_filter
 
-from mmcd.cards import Branch, Card, Decision, Gsd, write_card
+from mmcd.cards import Branch, Card, Decision, Gsd, read_card, write_card
 from mmcd.geo.cog import Band, write_cog
 from mmcd.geo.grid import Grid
 from mmcd.models import zoo
@@ -100,6 +100,41 @@ def card_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_card(card, folder / "tiny.toml")
     return folder / "tiny.toml"
+
+
+@pytest.fixture(scope="session")
+def building_card_path(card_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The card of a small untrained model that marks buildings; about half of what it sees is one to it."""
+    folder = tmp_path_factory.mktemp("building-weights")
+    settings = {"classes": 4, "changed_from": 2, "width": 16, "embedding_dim": 8}
+    torch.manual_seed(0)
+    model = zoo.build("siamese", 3, 1, settings)
+    with torch.no_grad():
+        head = model.get_submodule("decoder.logit")
+        head.weight.mul_(20)
+        head.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    changes = {
+        "name": "tiny-buildings",
+        "settings": settings,
+        "weights": "tiny.safetensors",
+        "sha256": zoo.save(model, folder / "tiny.safetensors"),
+        "classes": ("background", "intact", "damaged", "destroyed"),
+    }
+    write_card(read_card(card_path).model_copy(update=changes), folder / "tiny.toml")
+    return folder / "tiny.toml"
+
+
+@pytest.fixture(scope="session")
+def small_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An optical and a SAR COG of 60 × 160 px at 10 m; the SAR has a hole."""
+    folder = tmp_path_factory.mktemp("small-pair")
+    noise = gaussian_filter(np.random.default_rng(1).normal(size=(4, 60, 160)), (0, 2, 2))
+    images = np.clip(128 + 400 * noise, 1, 255).astype(np.uint8)
+    images[3, 20:40, 100:120] = 0
+    grid = Grid("EPSG:32634", Affine(10, 0, 400_000, 0, -10, 4_600_000), 60, 160)
+    pre = write_cog(folder / "pre.tif", images[:3], grid, Band(names=("B11", "B8", "B3")))
+    post = write_cog(folder / "post.tif", images[3], grid, Band(names=("VV",), nodata=0))
+    return pre, post
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The engines that run a network, all behind one call: normalised arrays in, logit and distance out.
+"""The engines that run a network, all behind one call: normalised arrays in, logits and distance out.
 
 torch runs every card on every device. ONNX Runtime and OpenVINO run exports of a card on the processor, need no torch
 and are faster there. Each runs at one fixed input shape at a time: it is compiled for the shape of the first block and
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,26 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 Side = Literal["pre", "post"]
-_Run = Callable[[Array, Array], tuple[Array, Array]]
-_OUTPUTS = ("logit", "distance")
+OUTPUTS = ("logit", "distance", "building")
+"""Names of the outputs of an export, the last one only where the network has it."""
+
+
+class Outputs(NamedTuple):
+    """What a network says of a pair of aligned blocks.
+
+    Attributes:
+        logit: Logit of change, shape (H, W).
+        distance: ``1 - cosine`` in [0, 2], shape (H, W).
+        building: Logit of any class but the first, shape (H, W): of a building where the first is the background.
+            None for a head that only knows change.
+    """
+
+    logit: Array
+    distance: Array
+    building: Array | None = None
+
+
+_Run = Callable[[Array, Array], Outputs]
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,7 @@ class Backend(Protocol):
     Attributes:
         halo: Pixels of context around a block after which its outputs no longer change.
         arithmetic: Where and how it computes.
+        has_classes: Whether its answers have a ``building``.
     """
 
     @property
@@ -66,15 +85,16 @@ class Backend(Protocol):
     def arithmetic(self) -> Arithmetic:
         """Where and how it computes."""
 
-    def run(self, pre: Array, post: Array) -> tuple[Array, Array]:
+    @property
+    def has_classes(self) -> bool:
+        """Whether its answers have a ``building``."""
+
+    def run(self, pre: Array, post: Array) -> Outputs:
         """Compare two aligned blocks.
 
         Args:
             pre: Normalised image before, shape (bands, H, W), H and W multiples of 16.
             post: Normalised image after, shape (bands, H, W).
-
-        Returns:
-            Logit of change, and ``1 - cosine`` in [0, 2], each of shape (H, W).
         """
 
 
@@ -96,6 +116,7 @@ class TorchBackend:
         from mmcd.models.devices import choose_device, choose_precision
 
         self.halo = int(model.halo)  # type: ignore[arg-type]
+        self.has_classes = int(getattr(model, "classes", 1)) > 1
         self._device = choose_device(device)
         self._dtype = choose_precision(precision, self._device)
         self.model = model.eval().to(self._device).to(memory_format=torch.channels_last)
@@ -108,13 +129,18 @@ class TorchBackend:
         dtype = str(self._dtype).removeprefix("torch.")
         return Arithmetic(str(self._device), dtype, torch.get_num_threads(), f"torch {torch.__version__}")
 
-    def run(self, pre: Array, post: Array) -> tuple[Array, Array]:
+    def run(self, pre: Array, post: Array) -> Outputs:
         """Compare two aligned blocks, see `Backend.run`."""
         import torch
 
+        from mmcd.models.siamese import change_logit
+
         with torch.inference_mode(), self._autocast():
             output = self.model(self._tensor(pre), self._tensor(post))
-        return output.logit[0, 0].float().cpu().numpy(), output.distance[0, 0].float().cpu().numpy()
+            answers = [output.logit, output.distance]
+            if self.has_classes:
+                answers.append(change_logit(output.classes, 1))
+        return Outputs(*(answer[0, 0].float().cpu().numpy() for answer in answers))
 
     def embed(self, image: Array, side: Side) -> Array:
         """Return the unit vectors of the regions of one image.
@@ -160,13 +186,19 @@ class _ExportBackend(ABC):
         require_installed(export.backend)
         export.verify()
         self.halo = export.halo
+        self.has_classes = export.has_classes
         self._path = export.path
         dtype = "int8" if export.precision == "int8" else "float32"
         named = f"{self.runtime} {version(self.runtime)}"
         self.arithmetic = Arithmetic("cpu", dtype, _threads(), named, export.sha256)
         self._compiled: tuple[tuple[int, ...], _Run] | None = None
 
-    def run(self, pre: Array, post: Array) -> tuple[Array, Array]:
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        """Names of the outputs to ask for."""
+        return OUTPUTS if self.has_classes else OUTPUTS[:2]
+
+    def run(self, pre: Array, post: Array) -> Outputs:
         """Compare two aligned blocks, see `Backend.run`; a block of another shape compiles the network anew."""
         shape = (*pre.shape, *post.shape)
         if self._compiled is None or self._compiled[0] != shape:
@@ -193,9 +225,9 @@ class OnnxBackend(_ExportBackend):
             options.add_free_dimension_override_by_name(axis, size)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-        def run(pre: Array, post: Array) -> tuple[Array, Array]:
-            logit, distance = session.run(_OUTPUTS, {"pre": pre, "post": post})
-            return logit[0, 0], distance[0, 0]
+        def run(pre: Array, post: Array) -> Outputs:
+            answers = session.run(self._outputs, {"pre": pre, "post": post})
+            return Outputs(*(answer[0, 0] for answer in answers))
 
         return run
 
@@ -217,9 +249,9 @@ class OpenVinoBackend(_ExportBackend):
         }
         compiled = core.compile_model(model, "CPU", options)
 
-        def run(pre: Array, post: Array) -> tuple[Array, Array]:
-            outputs = compiled({"pre": pre, "post": post})
-            return outputs["logit"][0, 0], outputs["distance"][0, 0]
+        def run(pre: Array, post: Array) -> Outputs:
+            answers = compiled({"pre": pre, "post": post})
+            return Outputs(*(answers[name][0, 0] for name in self._outputs))
 
         return run
 

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmcd.cards import Card
 from mmcd.errors import StorageError
 from mmcd.geo.cog import atomic_path
-from mmcd.inference.backends import import_openvino
+from mmcd.inference.backends import OUTPUTS, import_openvino
 from mmcd.inference.exported import ExportBackend, ExportPrecision, require_installed
 from mmcd.progress import Progress, silent
 
@@ -30,19 +30,36 @@ _OPSET = 17
 
 _TRACE_SIDE = 64
 _AXES = {2: "height", 3: "width"}
-_NAMES = ("pre", "post", "logit", "distance")
+_INPUTS = ("pre", "post")
 
 
 class _Answers(nn.Module):
-    """The network reduced to the two outputs that a score is made of."""
+    """The network reduced to what scores and the evidence of buildings are made of, see `OUTPUTS`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pre: Tensor, post: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pre: Tensor, post: Tensor) -> tuple[Tensor, ...]:
         output = self.model(pre, post)
-        return output.logit, output.distance
+        if output.classes is None:
+            return output.logit, output.distance
+        classes: Tensor = output.classes
+        changed_from = cast("int", self.model.changed_from)
+        return _logit_from(classes, changed_from), output.distance, _logit_from(classes, 1)
+
+
+def _logit_from(classes: Tensor, first: int) -> Tensor:
+    """Return `mmcd.models.siamese.change_logit` in operators that every runtime knows.
+
+    OpenVINO overlooks the axis of ONNX's ReduceLogSumExp in this version and sums over the whole image.
+    """
+    return _log_sum_exp(classes[:, first:]) - _log_sum_exp(classes[:, :first])
+
+
+def _log_sum_exp(values: Tensor) -> Tensor:
+    largest = values.amax(dim=1, keepdim=True)
+    return largest + (values - largest).exp().sum(dim=1, keepdim=True).log()
 
 
 def convert(
@@ -85,6 +102,7 @@ def convert(
 
 def _to_onnx(model: nn.Module, pre_bands: int, post_bands: int) -> bytes:
     """Return the serialised ONNX graph."""
+    outputs = OUTPUTS if getattr(model, "classes", 1) > 1 else OUTPUTS[:2]
     inputs = tuple(torch.zeros(1, bands, _TRACE_SIDE, _TRACE_SIDE) for bands in (pre_bands, post_bands))
     with TemporaryDirectory(prefix="mmcd-") as folder, warnings.catch_warnings(), torch.inference_mode():
         path = Path(folder) / "network.onnx"
@@ -94,9 +112,9 @@ def _to_onnx(model: nn.Module, pre_bands: int, post_bands: int) -> bytes:
             _Answers(model).eval(),
             inputs,
             path,
-            input_names=_NAMES[:2],
-            output_names=_NAMES[2:],
-            dynamic_axes=dict.fromkeys(_NAMES, _AXES),
+            input_names=_INPUTS,
+            output_names=outputs,
+            dynamic_axes=dict.fromkeys(_INPUTS + outputs, _AXES),
             opset_version=_OPSET,
             dynamo=False,
         )

@@ -27,6 +27,19 @@ LARGEST_BLOCK = 512
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The stored bytes of a block.
+
+    Attributes:
+        score: Probability of change, shape (block, block), uint8.
+        buildings: Probability that a building stands or stood there, same shape; None of a model that marks none.
+    """
+
+    score: NDArray[np.uint8]
+    buildings: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What has to be computed, in the order in which it will be.
 
@@ -77,9 +90,24 @@ def block_size(shape: tuple[int, int]) -> int:
 
 
 def score_region(
-    plan: Plan, reader: PairReader, predictor: Predictor, writer: CogWriter, journal: "Journal", progress: Progress
+    plan: Plan,
+    reader: PairReader,
+    predictor: Predictor,
+    writer: CogWriter,
+    journal: "Journal",
+    progress: Progress,
+    buildings: CogWriter | None = None,
 ) -> None:
     """Score every block of a plan that the journal does not hold yet.
+
+    Args:
+        plan: What to compute.
+        reader: The scene.
+        predictor: The model.
+        writer: Takes the scores.
+        journal: Knows the finished blocks, and is told of each tile.
+        progress: Told of the blocks done; may raise to stop.
+        buildings: Takes the evidence of buildings of a model that marks them.
 
     Raises:
         Cancelled: The progress callback asked to stop; finished tiles are kept.
@@ -89,16 +117,22 @@ def score_region(
     progress("score", done, plan.block_count)
     for tile in todo:
         for block, inputs in _ahead(tile, plan, reader, predictor.halo):
-            values = score_block(inputs, predictor)
-            part = block.intersection(plan.region)
-            rows, cols = part.shifted(-block.row, -block.col).slices
-            answer = values[rows, cols]
-            if plan.polygon is not None:
-                answer = np.where(plan.polygon.mask(plan.grid.crop(part)), answer, np.uint8(NOT_ASSESSED))
-            writer.write(part.shifted(-plan.region.row, -plan.region.col), answer)
+            stored = stored_block(inputs, predictor)
+            _write(plan, block, stored.score, writer)
+            if buildings is not None and stored.buildings is not None:
+                _write(plan, block, stored.buildings, buildings)
             done += 1
             progress("score", done, plan.block_count)
         journal.add(tile)
+
+
+def _write(plan: Plan, block: Window, values: NDArray[np.uint8], writer: CogWriter) -> None:
+    """Write the part of a block that lies in the region; not assessed outside its polygon."""
+    part = block.intersection(plan.region)
+    answer = values[part.shifted(-block.row, -block.col).slices]
+    if plan.polygon is not None:
+        answer = np.where(plan.polygon.mask(plan.grid.crop(part)), answer, np.uint8(NOT_ASSESSED))
+    writer.write(part.shifted(-plan.region.row, -plan.region.col), answer)
 
 
 def score_whole(reader: PairReader, predictor: Predictor) -> NDArray[np.uint8]:
@@ -113,10 +147,17 @@ def score_whole(reader: PairReader, predictor: Predictor) -> NDArray[np.uint8]:
 
 
 def score_block(inputs: PairBlock, predictor: Predictor) -> NDArray[np.uint8]:
-    """Return the stored scores of a padded block, without its halo; not assessed where an image holds no data."""
-    probability = predictor.probability(inputs.pre, inputs.post, inputs.pre_valid, inputs.post_valid)
+    """Return the stored scores of a padded block, see `stored_block`."""
+    return stored_block(inputs, predictor).score
+
+
+def stored_block(inputs: PairBlock, predictor: Predictor) -> Stored:
+    """Return what is stored of a padded block, without its halo; not assessed where an image holds no data."""
+    found = predictor.probabilities(inputs.pre, inputs.post, inputs.pre_valid, inputs.post_valid)
     inner = slice(predictor.halo, -predictor.halo or None)
-    return encode_score(probability, (inputs.pre_valid & inputs.post_valid)[inner, inner])
+    valid = (inputs.pre_valid & inputs.post_valid)[inner, inner]
+    buildings = None if found.building is None else encode_score(found.building, valid)
+    return Stored(encode_score(found.change, valid), buildings)
 
 
 def _ahead(tile: Iterable[Window], plan: Plan, reader: PairReader, halo: int) -> Iterator[tuple[Window, PairBlock]]:

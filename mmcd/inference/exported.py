@@ -50,6 +50,7 @@ class ExportedModel(Config):
         precision: Arithmetic of the convolutions.
         files: Hash of each file by its absolute path; the first is the one that a runtime opens.
         halo: Pixels of context around a block, as the network has it.
+        has_classes: Whether it has a third output, which says where the buildings of a head of several classes are.
         calibration: What the ranges of the 8-bit values were measured on; empty in single precision.
         agreement: Difference in probability from torch on the first of those images: ``mean`` and ``max``.
         versions: Versions of the libraries that made it.
@@ -64,6 +65,7 @@ class ExportedModel(Config):
     precision: ExportPrecision
     files: dict[str, str]
     halo: int
+    has_classes: bool = False
     calibration: dict[str, Any] = Field(default_factory=dict)
     agreement: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
@@ -144,8 +146,9 @@ def choose_export(
 
     ``auto`` takes an int8 export, OpenVINO's before ONNX Runtime's, when one was made, its files are as they were
     written, its runtime is installed, the run is on the processor and no precision is asked for. An export that was
-    calibrated on stand-in bands may differ from torch where it matters, so it is taken only when it is named. In
-    single precision the runtimes gain little over torch, so those exports are taken only when they are named.
+    calibrated on stand-in bands may differ from torch where it matters, and one that lacks the classes of a model that
+    marks buildings says nothing of them, so these are taken only when they are named. In single precision the runtimes
+    gain little over torch, so those exports are taken only when they are named.
 
     Args:
         card: Card of the model.
@@ -166,7 +169,7 @@ def choose_export(
         ready = [made[name, "int8"] for name in FASTEST_FIRST if (name, "int8") in made and installed(name)]
         if not ready or (device == "auto" and _accelerated()):
             return None
-        return next((record for record in ready if _taken_unasked(record)), None)
+        return next((record for record in ready if _taken_unasked(record, card)), None)
     if device not in ("auto", "cpu"):
         raise ConfigError(f"The backend {backend} runs on the processor, not on {device}.", "Use --backend torch.")
     if precision == "bf16":
@@ -183,10 +186,13 @@ def choose_export(
     )
 
 
-def _taken_unasked(record: ExportedModel) -> bool:
+def _taken_unasked(record: ExportedModel, card: Card) -> bool:
     """Return whether an export is sound enough to run without being named; the log says why it is not."""
     if record.calibration.get("stand_in"):
         log.info("%s was calibrated on stand-in bands and runs only when it is named", record.path)
+        return False
+    if card.marks_buildings and not record.has_classes:
+        log.info("%s does not say where buildings are and runs only when it is named", record.path)
         return False
     try:
         record.verify()

@@ -5,6 +5,7 @@ block of a scene goes through the network at exactly the same shape, in the same
 halo on every side. That is what makes the stored bytes independent of how the work is cut.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
     from mmcd.models.devices import Device, Precision
 
 
+_LARGEST_LOGIT = 60  # Beyond it the exponential leaves single precision, and the probability is 0 or 1 anyway.
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """What a model says of a block.
+
+    Attributes:
+        change: Calibrated probability of change, shape (block, block), in [0, 1].
+        building: Probability that a building stands or stood there, same shape; None of a model that marks none.
+    """
+
+    change: NDArray[np.float32]
+    building: NDArray[np.float32] | None = None
+
+
 class Predictor:
     """A loaded model that scores one padded block after another.
 
@@ -28,12 +45,14 @@ class Predictor:
 
     Attributes:
         halo: Pixels of context around a block after which its outputs no longer change.
+        marks_buildings: Whether it says where buildings are: the card has the classes, the engine their output.
     """
 
     def __init__(self, backend: Backend, card: Card) -> None:
         self.card = card
         self.halo = backend.halo
         self.backend = backend
+        self.marks_buildings = card.marks_buildings and backend.has_classes
 
     @classmethod
     def load(
@@ -75,22 +94,30 @@ class Predictor:
         pre_valid: NDArray[np.bool_],
         post_valid: NDArray[np.bool_],
     ) -> NDArray[np.float32]:
-        """Return the probability of change of a padded block, without its halo.
+        """Return the probability of change of a padded block, see `probabilities`; shape (block, block)."""
+        return self.probabilities(pre, post, pre_valid, post_valid).change
+
+    def probabilities(
+        self,
+        pre: NDArray[np.float32],
+        post: NDArray[np.float32],
+        pre_valid: NDArray[np.bool_],
+        post_valid: NDArray[np.bool_],
+    ) -> Probabilities:
+        """Return what the model says of a padded block, without its halo.
 
         Args:
             pre: Stretched values in [0, 1], shape (bands, block + 2 halo, block + 2 halo).
             post: The same for the image after, same height and width.
             pre_valid: Pixels of ``pre`` that hold data, shape (block + 2 halo, block + 2 halo).
             post_valid: The same for ``post``.
-
-        Returns:
-            Shape (block, block), in [0, 1].
         """
-        logit, distance = self.backend.run(
-            normalise(pre, pre_valid, self.card.pre), normalise(post, post_valid, self.card.post)
-        )
-        inner = slice(self.halo, -self.halo or None)
-        return change_probability(logit[inner, inner], distance[inner, inner], self.card.decision)
+        answer = self.backend.run(normalise(pre, pre_valid, self.card.pre), normalise(post, post_valid, self.card.post))
+        inner = (slice(self.halo, -self.halo or None),) * 2
+        change = change_probability(answer.logit[inner], answer.distance[inner], self.card.decision)
+        if not self.marks_buildings or answer.building is None:
+            return Probabilities(change)
+        return Probabilities(change, _sigmoid(answer.building[inner]))
 
 
 def normalise(values: NDArray[np.float32], valid: NDArray[np.bool_], branch: Branch) -> NDArray[np.float32]:
@@ -111,5 +138,10 @@ def change_probability(
 ) -> NDArray[np.float32]:
     """Return the calibrated probability of change from head logit and embedding distance, both of any one shape."""
     raw = decision.head_weight * logit + decision.cosine_weight * distance
-    z = np.clip(decision.slope * raw + decision.intercept, -60, 60)
-    return (1 / (1 + np.exp(-z))).astype(np.float32)
+    return _sigmoid(decision.slope * raw + decision.intercept)
+
+
+def _sigmoid(logit: NDArray[np.floating]) -> NDArray[np.float32]:
+    z = np.clip(logit, -_LARGEST_LOGIT, _LARGEST_LOGIT)
+    probability: NDArray[np.float32] = (1 / (1 + np.exp(-z))).astype(np.float32)
+    return probability

@@ -111,6 +111,7 @@ class PseudoSiamese(nn.Module):
 
     Attributes:
         halo: Pixels of context around a block after which its outputs no longer change, a multiple of 16.
+        classes: Classes of the head.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class PseudoSiamese(nn.Module):
         changed_from: int = 1,
     ) -> None:
         super().__init__()
+        self.classes = classes
         self.changed_from = changed_from
         self.pre = Branch(pre_channels, trunk, width, dilated)
         self.post = Branch(post_channels, trunk, width, dilated)

@@ -131,6 +131,7 @@ def export_weights(request: ExportRequest, progress: Progress = silent) -> Expor
         precision=precision,
         files={str(file): file_sha256(file) for file in files},
         halo=reference.halo,
+        has_classes=reference.has_classes,
         calibration=quantised if precision == "int8" else {},
         versions={name: version(name) for name in (*_MADE_WITH, *(("nncf",) if precision == "int8" else ()))},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -263,6 +264,7 @@ def _spread(values: NDArray[np.float32], branch: Branch, random: np.random.Gener
 def _agreement(record: ExportedModel, reference: Backend, samples: "Sequence[Pair]", card: Card) -> dict[str, float]:
     """Return how far probabilities of the export are from torch's."""
     engines = open_export(record), reference
-    scored = [[change_probability(*engine.run(*pair), card.decision) for engine in engines] for pair in samples]
+    answers = [[engine.run(*pair) for engine in engines] for pair in samples]
+    scored = [[change_probability(one.logit, one.distance, card.decision) for one in both] for both in answers]
     apart = [np.abs(exported - exact) for exported, exact in scored]
     return {"mean": float(np.mean(apart)), "max": float(np.max(apart))}

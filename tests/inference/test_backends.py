@@ -69,7 +69,8 @@ def test_single_precision_equals_torch(card_path: Path, backend: str, shape: tup
     pre, post = (rng.normal(size=(bands, *shape)).astype(np.float32) for bands in (3, 1))
     exact = TorchBackend(zoo.load(card_path)[1], "cpu", "fp32").run(pre, post)
     answer = open_export(export(card_path, backend, "fp32")).run(pre, post)
-    for found, wanted in zip(answer, exact, strict=True):
+    assert answer.building is None and exact.building is None
+    for found, wanted in zip(answer[:2], exact[:2], strict=True):
         assert found.shape == shape
         assert np.ptp(wanted) > 1e-3
         np.testing.assert_allclose(found, wanted, atol=1e-4)
