@@ -105,7 +105,12 @@ def weighted_counts(tiles: Sequence[ScoreCounts], weight: NDArray[np.floating]) 
     return sum((counts * float(w) for counts, w in zip(tiles, weight, strict=True)), ScoreCounts.none())
 
 
-def best_f1_threshold(scenarios: Sequence[ScoreCounts]) -> float:
-    """Return the probability threshold with the highest F1, averaged over scenarios of different change shares."""
-    mean_f1 = np.mean([precision_recall_f1(counts)[2] for counts in scenarios], axis=0)
+def best_f1_threshold(scenarios: Sequence[ScoreCounts], weights: Sequence[float] | None = None) -> float:
+    """Return the probability threshold with the highest mean F1.
+
+    Args:
+        scenarios: Counts of events, or of shares of change, whose F1 is averaged.
+        weights: How much each counts; None counts all alike.
+    """
+    mean_f1 = np.average([precision_recall_f1(counts)[2] for counts in scenarios], axis=0, weights=weights)
     return float(np.flatnonzero(mean_f1 == mean_f1.max()).mean().round()) / 254

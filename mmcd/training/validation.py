@@ -4,6 +4,7 @@ The training set is flooded three to ten times as much as the events the weights
 weights pieces of tiles so that their mean share is a third and a tenth of the training share.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,7 @@ def fit_decision(
     head: bool = True,
     cosine: bool = True,
 ) -> Decision:
-    """Fit weights, calibration and threshold for the shifted shares.
+    """Fit weights and calibration for the shifted shares, and the threshold for events that were never seen.
 
     Args:
         outputs: Out-of-fold outputs.
@@ -193,8 +194,9 @@ def fit_decision(
         cosine: Use the embedding distance.
     """
     calibration = _fit_at(outputs, shifts[0] * training_share, head, cosine)
-    shifted = ShiftedCounts.of(outputs.scored(calibration), outputs.changed)
-    threshold = best_f1_threshold([shifted.at_share(shift * training_share) for shift in shifts])
+    threshold = best_f1_threshold(
+        *event_scenarios(outputs.groups, outputs.scored(calibration), outputs.changed, shifts)
+    )
     return Decision(
         head_weight=calibration.head_weight,
         cosine_weight=calibration.cosine_weight,
@@ -203,6 +205,41 @@ def fit_decision(
         threshold=threshold,
         prevalence=shifts[0] * training_share,
     )
+
+
+def event_scenarios(
+    groups: Sequence[str], scores: NDArray[np.uint8], changed: NDArray[np.bool_], shifts: Sequence[float]
+) -> tuple[list[ScoreCounts], list[float]]:
+    """Return every group's counts at parts of its own share of change, and how much each should weigh.
+
+    How sure a model is differs from event to event. Over pooled pixels the largest events decide on the threshold, and
+    on another event it lies too high or too low. A group therefore weighs by the root of its number of tiles, as the
+    sampler draws it. A share that no weighting of a group's pieces has is left out; where none has any, all tiles are
+    one group.
+
+    Args:
+        groups: Group of each tile.
+        scores: Stored scores, shape (N, H, W).
+        changed: True where changed, same shape.
+        shifts: Parts of a group's share of change.
+
+    Raises:
+        DataError: The tiles cannot be weighted to these shares, for example because nothing changed.
+    """
+    names = np.asarray(groups)
+    scenarios: list[ScoreCounts] = []
+    weights: list[float] = []
+    for name in sorted(set(groups)):
+        rows = np.flatnonzero(names == name)
+        shifted = ShiftedCounts.of(scores[rows], changed[rows])
+        wanted = [part * float(changed[rows].mean()) for part in shifts]
+        found = [shifted.at_share(share) for share in wanted if shifted.share.min() < share < shifted.share.max()]
+        scenarios += found
+        weights += [math.sqrt(len(rows)) / len(wanted)] * len(found)
+    if not scenarios:
+        pooled = ShiftedCounts.of(scores, changed)
+        scenarios = [pooled.at_share(part * float(changed.mean())) for part in shifts]
+    return scenarios, weights or [1.0] * len(scenarios)
 
 
 def _fit_at(outputs: Outputs, share: float, head: bool, cosine: bool) -> LogisticCalibration:

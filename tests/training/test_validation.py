@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmcd.calibration import LogisticCalibration
+from mmcd.calibration import LogisticCalibration, best_f1_threshold
 from mmcd.errors import DataError
 from mmcd.evaluation import ScoreCounts, metrics_at
 from mmcd.score import encode_score
@@ -71,6 +71,28 @@ def test_decision_is_chosen_for_the_lower_share(outputs):
     best = max(mean_f1(threshold) for threshold in np.arange(255) / 254)
     assert mean_f1(decision.threshold) == pytest.approx(best, abs=1e-3)
     assert best > mean_f1(0.05) + 0.02
+
+
+def test_the_threshold_is_chosen_for_events_and_not_for_the_largest():
+    """One large event on which the model is sure, six small ones on which it is not."""
+    random = np.random.default_rng(1)
+    sizes = [60, *[4] * 6]
+    groups = tuple(f"e{event}" for event, size in enumerate(sizes) for _ in range(size))
+    share = np.tile([0.02, 0.4, 0.1, 0.25], len(groups) // 4)[:, None, None]
+    changed = random.random((len(groups), 28, 28)) < share
+    sure = np.array([1.5 if name == "e0" else -1.5 for name in groups])[:, None, None]
+    logit = (np.where(changed, 2.0, -2.0) + sure + random.normal(0, 1.0, changed.shape)).astype(np.float16)
+    outputs = Outputs(groups, groups, logit, np.zeros_like(logit), changed)
+    decision = fit_decision(outputs, float(changed.mean()), (1.0,))
+    calibration = LogisticCalibration(decision.head_weight, decision.cosine_weight, decision.intercept)
+    scores = outputs.scored(calibration)
+
+    def mean_f1(threshold):
+        rows = [np.array(groups) == name for name in sorted(set(groups))]
+        return np.mean([metrics_at(ScoreCounts.of(scores[row], changed[row]), threshold)["f1"] for row in rows])
+
+    pooled = best_f1_threshold([ScoreCounts.of(scores, changed)])
+    assert mean_f1(decision.threshold) > mean_f1(pooled) + 0.03
 
 
 def test_decision_is_calibrated_at_its_share(outputs):
