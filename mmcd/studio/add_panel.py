@@ -9,16 +9,13 @@ from typing import Any
 import streamlit as st
 
 from mmcd.geo.check import Severity, Subject
-from mmcd.jobs import Job, ensure_worker
-from mmcd.paths import workspace
 from mmcd.services.scenes import EVENTS, AddSceneRequest, free_id, keep_scene
 from mmcd.services.sources import UPLOAD_MB, keep_upload
 from mmcd.studio import loaders
-from mmcd.studio.messages import duration, errors_shown, utc
+from mmcd.studio.job_panel import asked_job, start_job, watch_job
 from mmcd.studio.selection import open_view
 
 KIND = "check_scene"
-POLL = "1s"
 IMAGE_TYPES = ["tif", "tiff", "png", "jpg", "jp2"]
 FIRST_DAY = date(1970, 1, 1)
 UNKNOWN = "unknown"
@@ -40,9 +37,9 @@ _SUBJECTS: dict[Subject, str] = {
 def add_panel() -> None:
     """Draw the way to a new scene: description, progress, findings, confirmation."""
     st.title("Add a scene: one image before the event, one after")
-    job = _asked_job()
+    job = asked_job()
     if job is not None and job.active:
-        _watch(job.id)
+        watch_job(job.id)
         return
     if job is None:
         _form({})
@@ -61,11 +58,6 @@ def add_panel() -> None:
         _form(job.request)
 
 
-def _asked_job() -> Job | None:
-    job_id = st.query_params.get("job")
-    return loaders.jobs().get(job_id) if job_id else None
-
-
 def _form(known: dict[str, Any]) -> None:
     """Draw the description of a scene, filled with what is known, and queue its check on demand."""
     kinds = ["Path or address", "Upload"]
@@ -78,7 +70,7 @@ def _form(known: dict[str, Any]) -> None:
     if not st.button("Check the images", type="primary", icon=":material/fact_check:", width="stretch"):
         st.caption("Nothing is added yet: you see what the check finds first.")
     elif pre and post:
-        _start(AddSceneRequest.checked(pre=_source(pre), post=_source(post), **words))
+        start_job(KIND, AddSceneRequest.checked(pre=_source(pre), post=_source(post), **words))
     else:
         st.warning("Give both images.", title=f"The image {'after' if pre else 'before'} is missing.")
 
@@ -172,33 +164,6 @@ def _typed_id(known: dict[str, Any]) -> str:
     made = _made_id(known.get("title", ""), None if event == UNKNOWN else event, known.get("place", ""))
     typed: str = known.get("id", "")
     return "" if typed == made else typed
-
-
-def _start(request: AddSceneRequest) -> None:
-    job_id = loaders.jobs().submit(KIND, request.model_dump(mode="json"))
-    ensure_worker(workspace())
-    st.query_params["job"] = job_id
-    st.rerun()
-
-
-@st.fragment(run_every=POLL)
-def _watch(job_id: str) -> None:
-    """Draw a check's progress until it ends, then redraw the page. Only for a job that is active."""
-    with errors_shown():
-        job = loaders.jobs().get(job_id)
-        if not job.active:
-            st.rerun()
-        ensure_worker(workspace())
-        if job.state == "queued":
-            busy = any(other.state == "running" for other in loaders.jobs().list())
-            st.progress(0.0, text="Waiting for the end of the job before it …" if busy else "Starting the worker …")
-        else:
-            units = f" · {job.done:,} of {job.total:,}" if job.total > 1 else ""
-            st.progress(job.done / job.total if job.total else 0.0, text=f"**{job.stage.capitalize()}**{units}")
-        st.caption(f"Time left in this stage: {duration(job.seconds_left())} · asked for {utc(job.submitted)}")
-        if st.button("Cancel", icon=":material/cancel:", disabled=job.cancel_requested):
-            loaders.jobs().cancel(job_id)
-            st.rerun(scope="fragment")
 
 
 def _findings(result: dict[str, Any]) -> None:

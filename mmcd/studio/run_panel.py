@@ -11,19 +11,19 @@ import streamlit as st
 from mmcd.cards import Card
 from mmcd.errors import InputError, MmcdError, RegionError
 from mmcd.geo.catalog import Scene
-from mmcd.jobs import Job, ensure_worker
-from mmcd.paths import shipped, workspace
+from mmcd.jobs import Job
+from mmcd.paths import shipped
 from mmcd.services.inference import PredictRequest
 from mmcd.services.model_choice import Fit
 from mmcd.services.runs import Run
 from mmcd.studio import loaders
 from mmcd.studio.address import asked_region, forget, keep_building, keep_region, region_bounds
 from mmcd.studio.bridge import channel, map_link
-from mmcd.studio.messages import disk, duration, errors_shown, roughly, utc
+from mmcd.studio.job_panel import asked_job, start_job, watch_job
+from mmcd.studio.messages import disk, roughly
 from mmcd.studio.result_panel import AGAIN, BUILDINGS, CHANNEL, part_key, result_panel
 
 KIND = "predict"
-POLL = "1s"
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,9 @@ def choose_scene() -> Scene:
 
 def run_panel(scene: Scene) -> Run | None:
     """Draw progress, or the run in the address and the form that starts a new one; return that run."""
-    job_id = st.query_params.get("job")
-    job = loaders.jobs().get(job_id) if job_id else None
+    job = asked_job()
     if job is not None and job.active:
-        _watch(job.id)
+        watch_job(job.id)
         return None
     if job is not None:
         _ended(job)
@@ -93,8 +92,7 @@ def _form(scene: Scene) -> None:
     )
     if pressed and choice is not None:
         forget("run", "threshold", "building")  # they belong to the run before
-        st.query_params["job"] = _start(scene, choice)
-        st.rerun()
+        start_job(KIND, PredictRequest.checked(**vars(choice), scene=scene.id))
 
 
 def _link_map(scene: Scene, run: Run | None) -> None:
@@ -180,32 +178,10 @@ def _allowed(card: Card, fit: Fit) -> bool:
     return not fit.refusals and st.checkbox("Run it all the same; its answers here are not to be trusted")
 
 
-def _start(scene: Scene, choice: RunChoice) -> str:
-    """Queue a run and make sure that a worker takes it; return the job's id."""
-    request = PredictRequest.checked(**vars(choice), scene=scene.id)
-    job_id = loaders.jobs().submit(KIND, request.model_dump(mode="json", exclude_none=True))
-    ensure_worker(workspace())
-    return job_id
-
-
-@st.fragment(run_every=POLL)
-def _watch(job_id: str) -> None:
-    """Draw a job's progress until it ends, then redraw the page. Only for a job that is active."""
-    with errors_shown():
-        job = loaders.jobs().get(job_id)
-        if not job.active:
-            loaders.runs.clear()
-            st.rerun()
-        ensure_worker(workspace())
-        _progress(job)
-        if st.button("Cancel", icon=":material/cancel:", disabled=job.cancel_requested):
-            loaders.jobs().cancel(job_id)
-            st.rerun(scope="fragment")
-
-
 def _ended(job: Job) -> None:
     """Say how a job ended; a finished one is replaced in the address by the run that it made."""
     if job.state == "done" and job.result is not None:
+        loaders.runs.clear()
         st.query_params["run"] = str(job.result["run_id"])
         del st.query_params["job"]
     elif job.state == "failed":
@@ -225,20 +201,6 @@ def _asked_run(scene: Scene) -> Run | None:
     if run is not None and run.scene_id != scene.id:
         raise InputError(f"This run is not of scene {scene.id}.", "Choose the scene again to start without a run.")
     return run
-
-
-def _progress(job: Job) -> None:
-    share = job.done / job.total if job.total else 0.0
-    if job.state == "queued":
-        st.progress(0.0, text="Waiting for the worker …")
-    elif job.cancel_requested:
-        st.progress(share, text="Stopping …")
-    else:
-        tiles = f" · {job.done:,} of {job.total:,}" if job.total > 1 else ""
-        st.progress(share, text=f"**{job.stage.capitalize() or 'Starting'}**{tiles}")
-    st.caption(f"Time left in this stage: {duration(job.seconds_left())} · started {utc(job.started or job.submitted)}")
-    if job.attempt > 1:
-        st.caption(f"Taken up again after an interruption (attempt {job.attempt}).")
 
 
 def _model_label(card: Card, fit: Fit) -> str:

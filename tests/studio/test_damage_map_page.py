@@ -107,7 +107,7 @@ def test_geojson_is_not_offered_of_a_run_in_pixels(prepared, tmp_path):
 
 
 def test_starting_a_run_keeps_the_region_and_forgets_the_run_before(prepared, monkeypatch):
-    monkeypatch.setattr("mmcd.studio.run_panel.ensure_worker", lambda workspace: None)
+    monkeypatch.setattr("mmcd.studio.job_panel.ensure_worker", lambda workspace: None)
     region = "171.01,-44.28,171.03,-44.26"
     page = opened(scene=prepared.placed.id, run=prepared.run_id, region=region, building="house-40")
     page.segmented_control("result-part-buildings").set_value("Run again").run()

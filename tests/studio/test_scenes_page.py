@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from mmcd.jobs import open_store
 from mmcd.services.scenes import AddSceneRequest, check_scene, get_scene
-from mmcd.studio import add_panel
+from mmcd.studio import job_panel
 from mmcd.studio.catalogue import COLUMNS, event_name, filter_scenes, scene_rows, sensors, short_place
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def own(prepared, tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "workspace"
     shutil.copytree(prepared.folder, folder)
     monkeypatch.setenv("MMCD_WORKSPACE", str(folder))
-    monkeypatch.setattr(add_panel, "ensure_worker", lambda workspace: None)
+    monkeypatch.setattr(job_panel, "ensure_worker", lambda workspace: None)
     return folder
 
 

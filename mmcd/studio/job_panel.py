@@ -1,0 +1,58 @@
+"""Start a job and watch it. Its id is in the address, so a refresh or a shared link loses nothing."""
+
+import streamlit as st
+
+from mmcd.config import Config
+from mmcd.jobs import Job, ensure_worker
+from mmcd.paths import workspace
+from mmcd.studio import loaders
+from mmcd.studio.messages import duration, errors_shown, utc
+
+POLL = "1s"
+
+
+def asked_job() -> Job | None:
+    """Return the job in the address.
+
+    Raises:
+        InputError: There is none with this id.
+    """
+    job_id = st.query_params.get("job")
+    return loaders.jobs().get(job_id) if job_id else None
+
+
+def start_job(kind: str, request: Config) -> None:
+    """Queue a job, make sure that a worker takes it, and draw the page again with it in the address."""
+    job_id = loaders.jobs().submit(kind, request.model_dump(mode="json", exclude_none=True))
+    ensure_worker(workspace())
+    st.query_params["job"] = job_id
+    st.rerun()
+
+
+@st.fragment(run_every=POLL)
+def watch_job(job_id: str) -> None:
+    """Draw a job's progress until it ends, then redraw the page. Only for a job that is active."""
+    with errors_shown():
+        job = loaders.jobs().get(job_id)
+        if not job.active:
+            st.rerun()
+        ensure_worker(workspace())
+        _progress(job)
+        cancel = loaders.jobs().cancel
+        st.button("Cancel", icon=":material/cancel:", disabled=job.cancel_requested, on_click=cancel, args=(job_id,))
+
+
+def _progress(job: Job) -> None:
+    share = job.done / job.total if job.total else 0.0
+    if job.state == "queued":
+        busy = any(other.state == "running" for other in loaders.jobs().list())
+        st.progress(0.0, text="Waiting for the end of the job before it …" if busy else "Starting the worker …")
+    elif job.cancel_requested:
+        st.progress(share, text="Stopping …")
+    else:
+        units = f" · {job.done:,} of {job.total:,}" if job.total > 1 else ""
+        st.progress(share, text=f"**{job.stage.capitalize() or 'Starting'}**{units}")
+    begun = f"started {utc(job.started)}" if job.started else f"asked for {utc(job.submitted)}"
+    st.caption(f"Time left in this stage: {duration(job.seconds_left())} · {begun}")
+    if job.attempt > 1:
+        st.caption(f"Taken up again after an interruption (attempt {job.attempt}).")
