@@ -249,6 +249,26 @@ def scenes_add(
         _messages.print(f"Added {scene_id}.")
 
 
+@scenes_app.command("remove")
+def scenes_remove(
+    scene_id: Annotated[str, typer.Argument(metavar="ID", help="A scene that was added; samples stay.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Remove a scene that was added, with its downloads and uploads. Runs, and images given by path, stay."""
+    from mmcd.services.storage import removable, remove_scene
+
+    found = removable(scene_id)
+    downloads = f" and {found.entries:,} of its images ({found.size / 1e6:,.1f} MB)" if found.entries else ""
+    if not yes and not typer.confirm(f"Remove {scene_id}{downloads} for good? Its runs stay.", err=True):
+        raise Cancelled("Nothing was removed.")
+    removed = remove_scene(scene_id)
+    if json_output:
+        _print_json({"id": scene_id, "images": removed.entries, "bytes": removed.size})
+    else:
+        _messages.print(f"Removed {scene_id}, {removed.size / 1e6:,.1f} MB freed.")
+
+
 @workspace_app.command("show")
 def workspace_show(json_output: JsonFlag = False) -> None:
     """Say where the workspace is and what takes how much space."""

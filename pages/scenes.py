@@ -91,6 +91,7 @@ with right:
         alt="Table of scenes with event, place, dates, sensors, pixel size, size, labels, last run and licence",
     )
     current = next((scene for scene in everything if scene.id == chosen_scene()), None)
+    catalogue.removed_note()
     if current is None:
         st.info("Click a marker or a table row.", title="No scene is selected.")
     else:
@@ -102,5 +103,6 @@ with right:
                 label = f"Open the last run, {catalogue.finished(runs[0])}"
                 if st.button(label, icon=":material/history:", width="stretch"):
                     st.switch_page(DAMAGE_MAP, query_params={"scene": current.id, "run": runs[0].id})
+            catalogue.remove_button(current)
 
 announce({"type": "select", "id": chosen_scene()}, channel("scenes"))

@@ -4,6 +4,7 @@ Beside STAC's own fields an item carries ``mmcd:`` properties (event, dates of b
 Files inside the catalog's folder are referred to relatively, so the folder can be moved; others by absolute path.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import pystac
 from pystac.extensions.projection import ProjectionExtension
 
 from mmcd.errors import InputError
-from mmcd.geo.cog import atomic_path
+from mmcd.geo.cog import atomic_path, storage_errors
 from mmcd.geo.grid import Grid
 from mmcd.geo.raster import RasterSource
 
@@ -174,6 +175,29 @@ class Catalog:
         link = pystac.Link("item", f"./{scene.id}/{scene.id}.json", media_type=pystac.MediaType.GEOJSON)
         self._catalog.add_link(link)
         self._save()
+
+    def holds(self, scene_id: str) -> bool:
+        """Return whether there is a scene with this id."""
+        return self._item_path(scene_id) in self._item_paths()
+
+    def remove(self, scene_id: str) -> None:
+        """Remove a scene; its files stay where they are.
+
+        Raises:
+            InputError: There is none with this id.
+            StorageError: The folder cannot be written.
+        """
+        path = self._item_path(scene_id)
+        links = zip(self._catalog.get_item_links(), self._item_paths(), strict=True)
+        link = next((link for link, item in links if item == path), None)
+        if link is None:
+            raise InputError(f"There is no scene {scene_id[:80]!r} in {self.folder}.", "See `mmcd scenes list`.")
+        self._catalog.links.remove(link)
+        with storage_errors(path):
+            self._save()  # first: a catalog that names what is gone could not be read
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # unless it holds the scene's images
 
     def _save(self) -> None:
         values = self._catalog.to_dict(include_self_link=False, transform_hrefs=False)

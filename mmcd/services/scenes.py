@@ -4,6 +4,7 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmcd.geo.catalog import Catalog, Scene, is_scene_id
 from mmcd.geo.check import CheckReport, Finding, check_pair
 from mmcd.geo.footprints import read_footprints
 from mmcd.geo.raster import RasterSource
+from mmcd.locks import turn
 from mmcd.paths import sample_data_dir, workspace_folder
 from mmcd.progress import Progress, silent
 from mmcd.services.sources import local_file
@@ -134,10 +136,39 @@ def keep_scene(request: AddSceneRequest) -> Scene:
         InputError: The id is taken, or an image cannot be read any more.
         StorageError: The workspace cannot be written.
     """
-    _check_id(request.id)
     scene = _scene_of(request)
-    _workspace_catalog().add(scene)
+    with _catalog_to_change() as catalog:
+        _check_id(request.id)
+        catalog.add(scene)
     return scene
+
+
+def is_own(scene_id: str) -> bool:
+    """Return whether a scene was added by the user, so that it can be removed; samples belong to mmcd."""
+    return _workspace_catalog().holds(scene_id)
+
+
+def own_scene(scene_id: str) -> Scene:
+    """Return a scene that was added by the user.
+
+    Raises:
+        InputError: There is none with this id, or it is a sample.
+    """
+    scene = get_scene(scene_id)
+    if not is_own(scene_id):
+        raise InputError(f"{scene_id!r} is a sample and belongs to mmcd.", "Only scenes that you added can be removed.")
+    return scene
+
+
+def forget_scene(scene_id: str) -> None:
+    """Take a scene out of the workspace's catalog; its files and its runs stay.
+
+    Raises:
+        InputError: There is none with this id in it.
+        StorageError: The workspace cannot be written.
+    """
+    with _catalog_to_change() as catalog:
+        catalog.remove(scene_id)
 
 
 def add_scene(request: AddSceneRequest, progress: Progress = silent) -> AddedScene:
@@ -228,6 +259,13 @@ def _scene_of(request: AddSceneRequest) -> Scene:
         geometry=grid.geographic_footprint(),
         licence=request.licence,
     )
+
+
+@contextmanager
+def _catalog_to_change() -> Iterator[Catalog]:
+    """Open the workspace's catalog while no other process writes it: the last one would undo what the first did."""
+    with turn(workspace_folder("locks") / "scenes.lock"):
+        yield _workspace_catalog()
 
 
 def _workspace_catalog() -> Catalog:

@@ -14,7 +14,7 @@ from mmcd.geo.catalog import Scene
 from mmcd.jobs import open_store
 from mmcd.paths import schema_version, workspace, workspace_folder
 from mmcd.services.runs import list_runs
-from mmcd.services.scenes import list_scenes
+from mmcd.services.scenes import forget_scene, list_scenes, own_scene
 
 Part = Literal["runs", "scenes", "sources", "training", "exports", "assets", "other"]
 
@@ -157,6 +157,47 @@ def clear(request: ClearRequest) -> Cleared:
                 "Cancel it, or wait for its end, then clear.",
             )
     return _remove(_folders(request))
+
+
+def removable(scene_id: str) -> Cleared:
+    """Return the downloads and uploads that :func:`remove_scene` would remove: those that no other scene uses.
+
+    Raises:
+        InputError: There is no such scene, or it is a sample.
+    """
+    folders = _only_of(own_scene(scene_id))
+    return Cleared(len(folders), sum(_size(folder) for folder in folders))
+
+
+def remove_scene(scene_id: str) -> Cleared:
+    """Remove a scene that was added, with its downloads and uploads; its runs stay, and so do files given by path.
+
+    Returns:
+        Number and bytes of the images that went with it.
+
+    Raises:
+        InputError: There is no such scene, it is a sample, or a job works on it.
+        StorageError: A file cannot be removed.
+    """
+    folders = _only_of(own_scene(scene_id))
+    for job in open_store(workspace()).list():
+        if job.active and (job.request.get("scene") == scene_id or (folders and job.kind == "check_scene")):
+            what = "is being analysed" if job.kind == "predict" else "may share images that are being fetched"
+            raise InputError(f"{scene_id!r} {what}.", "Cancel that job, or wait for its end, then remove the scene.")
+    forget_scene(scene_id)
+    return _remove(folders)
+
+
+def _only_of(scene: Scene) -> list[Path]:
+    """Return the folders of downloads and uploads that one scene uses and no other."""
+    kept = {folder for other in list_scenes() if other.id != scene.id for folder in _source_folders(other)}
+    return sorted(_source_folders(scene) - kept)
+
+
+def _source_folders(scene: Scene) -> set[Path]:
+    sources = workspace_folder("sources").resolve()
+    folders = {file.resolve().parent for file in _files(scene)}
+    return {folder for folder in folders if folder.parent == sources and folder.is_dir()}
 
 
 def _folders(request: ClearRequest) -> list[Path]:

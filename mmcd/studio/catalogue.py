@@ -1,4 +1,4 @@
-"""The Scenes page's parts: filter, table and world map."""
+"""The Scenes page's parts: filter, table, world map, and the removal of a scene."""
 
 import re
 from collections.abc import Sequence
@@ -12,11 +12,15 @@ import streamlit as st
 
 from mmcd.geo.catalog import Scene
 from mmcd.services.runs import Run
+from mmcd.services.scenes import is_own
+from mmcd.services.storage import removable, remove_scene
+from mmcd.studio import loaders
 from mmcd.studio.layers import MapCall, View, land_url, new_map, url
 from mmcd.studio.loaders import size
-from mmcd.studio.messages import day, metres, utc
+from mmcd.studio.messages import day, disk, metres, utc
 
 _SIMULATED = re.compile(r"^simulated\W+|\s*\(simulated\)$", re.IGNORECASE)
+_REMOVED = "mmcd_removed"
 WORLD = (-165.0, -56.0, 178.0, 72.0)
 
 
@@ -149,6 +153,29 @@ def scene_card(scene: Scene) -> None:
     )
     if not scene.geometry:
         st.caption("No georeference: not on the map, analysed in pixel space.")
+
+
+def remove_button(scene: Scene) -> None:
+    """Draw the removal of a scene that was added, behind a question; nothing for a sample."""
+    if not is_own(scene.id):
+        return
+    with st.popover("Remove this scene", icon=":material/delete:", width="stretch"):
+        found = removable(scene.id)
+        freed = f"Frees **{disk(found.size)}** that were downloaded or uploaded for it." if found.entries else ""
+        st.markdown(f"{freed} Its runs stay, and so do images that were given by path.")
+        if st.button("Yes, remove it for good", type="primary", width="stretch", key=f"remove-{scene.id}"):
+            remove_scene(scene.id)
+            for cached in (loaders.scenes, loaders.scene):
+                cached.clear()
+            st.session_state[_REMOVED] = f"{event_name(scene)} was removed."
+            st.query_params.pop("scene", None)
+            st.rerun()
+
+
+def removed_note() -> None:
+    """Say once which scene was just removed."""
+    if said := st.session_state.pop(_REMOVED, None):
+        st.success(said, icon=":material/check:")
 
 
 def world_map(scenes: Sequence[Scene], channel: str, dark: bool, basemap: str | None) -> folium.Map:

@@ -118,6 +118,22 @@ def test_an_id_is_taken_once(catalog: Catalog, scene: Scene) -> None:
         Catalog.create(catalog.folder)
 
 
+def test_a_removed_scene_is_gone_and_its_files_stay(catalog: Catalog, scene: Scene) -> None:
+    catalog.add(scene)
+    catalog.add(replace(scene, id="other"))
+    catalog.remove("ahr")
+    again = Catalog.open(catalog.folder)
+    assert [found.id for found in again.scenes()] == ["other"]
+    assert (again.holds("other"), again.holds("ahr")) == (True, False)
+    assert scene.pre.is_file()
+    again.remove("other")
+    assert not (catalog.folder / "other").exists()
+    with pytest.raises(InputError, match="no scene 'other'"):
+        again.remove("other")
+    again.add(scene)
+    assert Catalog.open(catalog.folder).get("ahr") == scene
+
+
 def test_what_is_missing_or_damaged_is_named(catalog: Catalog, scene: Scene, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no scene 'x'"):
         catalog.get("x")

@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from mmcd.cli import app
-from mmcd.errors import InputError, UsageError
+from mmcd.errors import Cancelled, InputError, UsageError
 from mmcd.jobs import open_store
 from mmcd.services import storage
 from mmcd.services.runs import list_runs
-from mmcd.services.scenes import AddSceneRequest, add_scene, get_scene
+from mmcd.services.scenes import AddSceneRequest, add_scene, get_scene, list_scenes
 from mmcd.services.sources import keep_upload
-from mmcd.services.storage import ClearRequest, clear, clearable, usage
+from mmcd.services.storage import ClearRequest, clear, clearable, removable, remove_scene, usage
 
 
 def make_run(workspace: Path, number: int, scene: str, size: int = 1000) -> Path:
@@ -84,7 +84,7 @@ def test_a_run_that_is_being_computed_is_not_pulled_away(workspace: Path, scene:
 
 def test_only_images_that_no_scene_uses_are_cleared(workspace: Path, pair: tuple[Path, Path]) -> None:
     pre, post = (keep_upload(path.name, path.read_bytes()) for path in pair)
-    unused = keep_upload("unused.tif", b"nothing")
+    unused = keep_upload("unused.tif", pair[0].read_bytes() + b"more")
     add_scene(AddSceneRequest(pre=str(pre), post=str(post), id="mine"))
     assert clear(ClearRequest.checked(what="sources")).entries == 1
     assert not unused.exists()
@@ -107,3 +107,46 @@ def test_the_commands_ask_before_they_clear(workspace: Path) -> None:
     cleared = runner.invoke(app, ["workspace", "clear", "runs", "--scene", "a", "--yes", "--json"])
     assert json.loads(cleared.stdout)["entries"] == 1
     assert list_runs() == []
+
+
+def test_a_scene_goes_with_what_only_it_uses_and_its_runs_stay(workspace: Path, pair: tuple[Path, Path]) -> None:
+    pre, post = (keep_upload(path.name, path.read_bytes()) for path in pair)
+    run = make_run(workspace, 1, "mine")
+    add_scene(AddSceneRequest(pre=str(pre), post=str(post), id="mine"))
+    add_scene(AddSceneRequest(pre=str(pre), post=str(pair[1]), id="other"))
+    promised = removable("mine")
+    assert (promised.entries, promised.size) == (1, post.stat().st_size)
+    assert remove_scene("mine") == promised
+    assert pre.exists() and not post.parent.exists() and run.is_dir()
+    assert get_scene("other").pre == pre
+    with pytest.raises(InputError, match="no scene 'mine'"):
+        remove_scene("mine")
+    assert remove_scene("other").entries == 1
+    assert not pre.exists()
+    assert all(path.is_file() for path in pair), "images given by path stay"
+
+
+def test_samples_and_scenes_at_work_are_not_removed(workspace: Path, pair: tuple[Path, Path]) -> None:
+    sample = list_scenes()[0]
+    with pytest.raises(InputError, match="is a sample"):
+        remove_scene(sample.id)
+    assert sample.pre.is_file()
+    add_scene(AddSceneRequest(pre=str(pair[0]), post=str(pair[1]), id="mine"))
+    job = open_store(workspace).submit("predict", {"scene": "mine"})
+    with pytest.raises(InputError, match="is being analysed"):
+        remove_scene("mine")
+    open_store(workspace).cancel(job)
+    remove_scene("mine")
+
+
+def test_the_command_removes_after_a_yes(workspace: Path, pair: tuple[Path, Path]) -> None:
+    add_scene(AddSceneRequest(pre=str(pair[0]), post=str(pair[1]), id="mine"))
+    runner = CliRunner()
+    asked = runner.invoke(app, ["scenes", "remove", "mine"], input="n\n")
+    assert isinstance(asked.exception, Cancelled)
+    assert "Remove mine for good? Its runs stay." in asked.stderr
+    get_scene("mine")
+    removed = runner.invoke(app, ["scenes", "remove", "mine", "--yes", "--json"])
+    assert json.loads(removed.stdout) == {"id": "mine", "images": 0, "bytes": 0}
+    refused = runner.invoke(app, ["scenes", "remove", "simulated-flood-village-07", "--yes"])
+    assert "is a sample" in str(refused.exception)

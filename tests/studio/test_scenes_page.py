@@ -210,6 +210,18 @@ def test_the_workspace_is_measured_and_cleared_after_a_yes(open_scenes, own, pre
     assert "Nothing to clear." in said(app.info)
 
 
+def test_an_added_scene_is_removed_after_a_yes_and_a_sample_is_not(open_scenes, own, prepared):
+    sample = open_scenes(scene="simulated-flood-organic-06")
+    assert not any("remove" in button.label for button in sample.button)
+    app = open_scenes(scene="valley-flood")
+    assert "Its runs stay" in "\n".join(block.value for block in app.markdown)
+    press(app, "Yes, remove it for good")
+    assert "valley-flood" not in listed(app)
+    assert "Valley flood was removed." in said(app.success)
+    assert "scene" not in app.query_params
+    assert (own / "runs" / prepared.run_id).is_dir()
+
+
 def test_views_are_left_with_the_scene_still_selected(open_scenes, prepared):
     app = open_scenes(scene="valley-flood")
     press(app, "Workspace")
