@@ -358,7 +358,9 @@ def infer_predict(
     pre: Annotated[Path | None, typer.Argument(help="Optical image before.")] = None,
     post: Annotated[Path | None, typer.Argument(help="Radar image after.")] = None,
     *,
-    out: Annotated[Path, typer.Option(help="Folder for score.tif, mask.tif, item.json, manifest.json.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for score.tif, mask.tif, item.json, manifest.json (and buildings.tif).")
+    ],
     scene: Annotated[str | None, typer.Option(help="Id of a scene, instead of two files.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Name or card; chosen by bands, GSD and sensor if left out.")
@@ -418,7 +420,8 @@ def export(
         float | None, typer.Option(help="Probability from which a pixel is changed; the run's if left out.")
     ] = None,
     footprints: Annotated[
-        Path | None, typer.Option(help="Building outlines; the scene's own if left out, else outlines of change.")
+        Path | None,
+        typer.Option(help="Building outlines; else the scene's own, the model's if it marks buildings, or of change."),
     ] = None,
     json_output: JsonFlag = False,
 ) -> None:

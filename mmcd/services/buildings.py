@@ -1,8 +1,12 @@
-"""The buildings of a run: counted once a footprint file, kept in the run's folder, looked up at any threshold."""
+"""The buildings of a run: counted once, kept in the run's folder, looked up at any threshold.
+
+Their outlines are those of a file that is given, else the scene's own footprints, else the model's where it marks
+buildings.
+"""
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +18,11 @@ from mmcd import __version__
 from mmcd.buildings import RULES, BuildingCounts, Footprints, count_buildings, read_footprints
 from mmcd.cards import file_sha256
 from mmcd.errors import InputError
-from mmcd.export import MIN_CHANGE_PIXELS, change_polygons
+from mmcd.export import MIN_CHANGE_PIXELS, change_polygons, write_vectors
 from mmcd.geo.catalog import Scene
 from mmcd.geo.cog import atomic_path
 from mmcd.geo.footprints import Geometries
+from mmcd.geo.outlines import EVIDENCE_THRESHOLD, MIN_BUILDING_AREA, evidence_footprints
 from mmcd.geo.vector import WGS84
 from mmcd.progress import Progress, silent
 from mmcd.services.runs import Run
@@ -27,6 +32,14 @@ _FORMAT = 1  # Part of the names of kept files: raise it when what they hold cha
 _DIGITS = 7  # One centimetre, in degrees.
 _PIXEL_SPACE_CRS = "EPSG:3857"  # Where the map shows pairs without a georeference: a pixel a metre, from 0° N 0° E.
 _CHANGE_COLUMNS = ["id", "area_m2", "area_px", "mean_score", "max_score"]  # All of a patch of change is changed.
+_LAYER = "buildings"
+
+OWN_OUTLINES = (
+    "The outlines of the buildings are the model's own, drawn where it sees a building with a probability of"
+    f" {EVIDENCE_THRESHOLD:g} or more; they were not surveyed."
+)
+"""What is said wherever buildings are shown whose outlines come from the model."""
+
 _SHAPEFILE_PARTS = (".shp", ".dbf", ".prj", ".cpg")
 
 
@@ -39,12 +52,29 @@ class Vectors:
         frame: Polygons with their values in the CRS of the footprints or the score; without one they are in pixels.
         totals: Numbers and areas.
         notes: What the reader should know, one sentence each.
+        facts: Metadata of the layer in a file.
     """
 
     layer: Literal["buildings", "changes"]
     frame: geopandas.GeoDataFrame
     totals: dict[str, Any]
     notes: tuple[str, ...]
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutlineSource:
+    """Where the outlines of a run's buildings come from.
+
+    Attributes:
+        path: Vector file, or the evidence of buildings that a model wrote.
+        origin: ``file`` that was given, footprints of the ``scene``, or the ``model``.
+        content: Hashes of all that decides the outlines.
+    """
+
+    path: Path
+    origin: Literal["file", "scene", "model"]
+    content: str
 
 
 def scene_of(run: Run) -> Scene | None:
@@ -53,9 +83,30 @@ def scene_of(run: Run) -> Scene | None:
 
 
 def used_footprints(run: Run, footprints: Path | None) -> dict[str, str] | None:
-    """Return path and hash of the footprints that count for a run, for a manifest; None when there are none."""
-    path = footprints or footprints_file(run)
-    return None if path is None else {"path": str(path), "sha256": file_sha256(path)}
+    """Return path, hash and origin of the footprints that count for a run, for a manifest; None when there are none."""
+    source = outline_source(run, footprints)
+    if source is None:
+        return None
+    facts = {"path": str(source.path), "sha256": file_sha256(source.path), "origin": source.origin}
+    return facts | ({"note": OWN_OUTLINES} if source.origin == "model" else {})
+
+
+def outline_source(run: Run, footprints: Path | None = None) -> OutlineSource | None:
+    """Return where a run's buildings come from: the file that is given, else the scene, else the model; else None.
+
+    Raises:
+        InputError: The file is gone.
+    """
+    if footprints is not None:
+        return OutlineSource(footprints, "file", _content(footprints))
+    own = footprints_file(run)
+    if own is not None:
+        return OutlineSource(own, "scene", _content(own))
+    if run.evidence is None:
+        return None
+    made = run.manifest["evidence"]
+    content = f"{made['sha256']} {made['origin']} {EVIDENCE_THRESHOLD} {MIN_BUILDING_AREA}"
+    return OutlineSource(run.evidence, "model", content)
 
 
 def footprints_file(run: Run) -> Path | None:
@@ -67,17 +118,17 @@ def footprints_file(run: Run) -> Path | None:
 def grading_key(run: Run, footprints: Path | None = None) -> str:
     """Return 16 hexadecimal digits that change with whatever grades the buildings of a run beside the threshold.
 
-    That is the content of the footprints, the rules and the version of mmcd, which may look at a score otherwise.
+    That is what decides the outlines, the rules and the version of mmcd, which may look at a score otherwise.
 
     Args:
         run: A finished run.
-        footprints: Vector file of building outlines; the scene's own when left out.
+        footprints: Vector file of building outlines; see `outline_source` for what counts when it is left out.
 
     Raises:
         InputError: The file of the footprints is gone.
     """
-    path = footprints or footprints_file(run)
-    content = ("" if path is None else _content(path)) + repr(RULES) + __version__
+    source = outline_source(run, footprints)
+    content = ("" if source is None else source.content) + repr(RULES) + __version__
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -86,19 +137,25 @@ def buildings_of(run: Run, footprints: Path | None = None, progress: Progress = 
 
     Args:
         run: A finished run.
-        footprints: Vector file of building outlines; the scene's own when left out.
+        footprints: Vector file of building outlines; see `outline_source` for what counts when it is left out.
         progress: Called while counting.
 
     Raises:
-        InputError: There are no footprints, the file cannot be read, or it does not fit the images.
+        InputError: There are no buildings, the file cannot be read, or it does not fit the images.
         StorageError: The run's folder cannot be written.
         Cancelled: The progress callback asked to stop.
     """
-    path = _chosen(run, footprints)
-    kept = _kept(run, path, ".npz")
+    source = _chosen(run, footprints)
+    kept = _kept(run, source, ".npz")
     if kept.is_file():
         return BuildingCounts.load(kept)
-    counts = count_buildings(run.score, read_footprints(path), progress=progress)
+    outlines = _outlines(run, source)
+    if not len(outlines):
+        raise InputError(
+            "There are no building footprints for this run, and the model sees no building here.",
+            "Give a file of footprints, for example from OpenStreetMap.",
+        )
+    counts = count_buildings(run.score, outlines, progress=progress)
     with atomic_path(kept) as temporary:
         counts.save(temporary)
     return counts
@@ -115,16 +172,16 @@ def geojson_of(run: Run, footprints: Path | None = None) -> Path:
 
     Args:
         run: A finished run.
-        footprints: Vector file of building outlines; the scene's own when left out.
+        footprints: Vector file of building outlines; see `outline_source` for what counts when it is left out.
 
     Raises:
-        InputError: There are no footprints, the file cannot be read, or it does not fit the images.
+        InputError: There are no buildings, the file cannot be read, or it does not fit the images.
         StorageError: The run's folder cannot be written.
     """
-    path = _chosen(run, footprints)
-    kept = _kept(run, path, ".geojson")
+    source = _chosen(run, footprints)
+    kept = _kept(run, source, ".geojson")
     if not kept.is_file():
-        text = _geojson(buildings_of(run, path), read_footprints(path))
+        text = _geojson(buildings_of(run, footprints), _outlines(run, source))
         with atomic_path(kept) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return kept
@@ -136,7 +193,7 @@ def graded_vectors(run: Run, threshold: float, footprints: Path | None = None, p
     Args:
         run: A finished run.
         threshold: Probability from which a pixel counts as changed.
-        footprints: Vector file of building outlines; the scene's own when left out.
+        footprints: Vector file of building outlines; see `outline_source` for what counts when it is left out.
         progress: Called while counting.
 
     Raises:
@@ -144,17 +201,22 @@ def graded_vectors(run: Run, threshold: float, footprints: Path | None = None, p
         StorageError: The run's folder cannot be written.
         Cancelled: The progress callback asked to stop.
     """
-    path = footprints or footprints_file(run)
-    if path is None:
-        return _changes(run, threshold)
-    outlines, table = read_footprints(path), buildings_of(run, path, progress).at(threshold)
-    frame = geopandas.GeoDataFrame(
-        table.frame.assign(threshold=threshold), geometry=outlines.geometry, crs=outlines.crs
-    )
-    return Vectors("buildings", frame, table.totals(), outlines.notes)
+    source = outline_source(run, footprints)
+    if source is None:
+        return _changes(run, threshold, "There are no building footprints")
+    outlines = _outlines(run, source)
+    if not len(outlines):
+        return _changes(run, threshold, "There are no building footprints, and the model sees no building here")
+    table = buildings_of(run, footprints, progress).at(threshold)
+    values = table.frame.assign(threshold=threshold)
+    notes, facts = outlines.notes, {}
+    if source.origin == "model":
+        values, notes, facts = values.assign(outlines="model"), (OWN_OUTLINES, *notes), {"outlines": OWN_OUTLINES}
+    frame = geopandas.GeoDataFrame(values, geometry=outlines.geometry, crs=outlines.crs)
+    return Vectors("buildings", frame, table.totals(), notes, facts)
 
 
-def _changes(run: Run, threshold: float) -> Vectors:
+def _changes(run: Run, threshold: float, why: str) -> Vectors:
     outlines = change_polygons(run.score, threshold)
     counts = count_buildings(run.score, outlines)
     values = counts.at(threshold).frame[_CHANGE_COLUMNS].assign(threshold=threshold)
@@ -162,17 +224,15 @@ def _changes(run: Run, threshold: float) -> Vectors:
     least = f"{MIN_CHANGE_PIXELS} pixels"
     if counts.pixel_area_m2 is not None:
         least += f" ({MIN_CHANGE_PIXELS * counts.pixel_area_m2:,.0f} m²)"
-    note = (
-        f"There are no building footprints: outlines of change of at least {least}, at full resolution, stand instead."
-    )
+    note = f"{why}: outlines of change of at least {least}, at full resolution, stand instead."
     totals = {"changes": len(outlines), "area_px": float(counts.area_px.sum()), "smallest_px": MIN_CHANGE_PIXELS}
     return Vectors("changes", frame, totals, (note,))
 
 
-def _chosen(run: Run, footprints: Path | None) -> Path:
-    path = footprints or footprints_file(run)
-    if path is not None:
-        return path
+def _chosen(run: Run, footprints: Path | None) -> OutlineSource:
+    source = outline_source(run, footprints)
+    if source is not None:
+        return source
     model = run.manifest["model"]["name"]
     raise InputError(
         f"There are no building footprints for this run, and the model {model!r} marks change, not buildings.",
@@ -180,9 +240,23 @@ def _chosen(run: Run, footprints: Path | None) -> Path:
     )
 
 
-def _kept(run: Run, path: Path, suffix: str) -> Path:
-    """Return the name under which what was computed from a footprint file is kept; it changes with the file."""
-    content = _content(path) + repr(RULES) + str(_FORMAT)
+def _outlines(run: Run, source: OutlineSource) -> Footprints:
+    """Read the outlines of buildings; those of a model are drawn at the first call and kept as a vector file."""
+    if source.origin != "model":
+        return read_footprints(source.path)
+    kept = _kept(run, source, ".gpkg")
+    if not kept.is_file():
+        drawn = evidence_footprints(source.path, tuple(run.manifest["evidence"]["origin"]))
+        if not len(drawn):
+            return drawn
+        frame = geopandas.GeoDataFrame({"id": drawn.ids}, geometry=drawn.geometry, crs=drawn.crs)
+        write_vectors(kept, frame, _LAYER, {"outlines": OWN_OUTLINES})
+    return read_footprints(kept, _LAYER)
+
+
+def _kept(run: Run, source: OutlineSource, suffix: str) -> Path:
+    """Return the name under which what was computed from outlines is kept; it changes with them."""
+    content = source.content + repr(RULES) + str(_FORMAT)
     return run.folder / "buildings" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}{suffix}"
 
 

@@ -17,7 +17,7 @@ from mmcd.geo.raster import output_grid
 from mmcd.geo.vector import parse_region
 from mmcd.inference.exported import RUNTIMES, choose_export
 from mmcd.paths import workspace_folder
-from mmcd.services.runs import BYTES_A_PIXEL, list_runs
+from mmcd.services.runs import bytes_a_pixel, list_runs
 
 RECENT_RUNS = 5
 _BLOCK, _HALO = 512, 128  # the engine's block and what it reads around it, used until a run has told its own
@@ -72,7 +72,7 @@ def estimate_run(card: Card, scene: Scene, region: str | None = None) -> Estimat
         around = _OVERHEAD_SECONDS
     free = shutil.disk_usage(workspace_folder("runs")).free
     seconds = around + pace * _pixels_read(size, halo, blocks)
-    return Estimate(seconds, BYTES_A_PIXEL * pixels, free, pixels, len(earlier))
+    return Estimate(seconds, bytes_a_pixel(card.marks_buildings) * pixels, free, pixels, len(earlier))
 
 
 @functools.cache

@@ -49,7 +49,7 @@ class ExportRequest(Config):
         what: What to write.
         out: File with a fitting suffix, or a folder.
         threshold: Probability from which a pixel counts as changed; the run's when left out.
-        footprints: Building outlines; the scene's own when left out.
+        footprints: Building outlines; the scene's own when left out, else the model's where it marks buildings.
     """
 
     what: What
@@ -121,7 +121,8 @@ def export_run(
         what: What to write.
         out: File with a fitting suffix, or a folder in which files get their usual names.
         threshold: Probability from which a pixel counts as changed; the run's when left out.
-        footprints: Building outlines; the scene's own when left out. Without any, the outlines of change are written.
+        footprints: Building outlines; the scene's own when left out, else the model's where it marks buildings. Without
+            any, the outlines of change are written.
         progress: Called between the parts.
 
     Raises:
@@ -188,6 +189,10 @@ class _Export:
     def _score(self) -> Path:
         return Path(copyfile(self.run.score, self.folder / "score.tif"))
 
+    def _evidence(self) -> list[Path]:
+        evidence = self.run.evidence
+        return [] if evidence is None else [Path(copyfile(evidence, self.folder / evidence.name))]
+
     def _mask(self) -> Path:
         path = self.folder / "mask.tif"
         tags = {"MMCD_RUN": self.run.id, "MMCD_THRESHOLD": f"{self.threshold:.3f}"}
@@ -199,6 +204,7 @@ class _Export:
         facts = {"model": self.run.manifest["model"]["name"], "threshold": f"{self.threshold:.3f}", "run": self.run.id}
         if self.scene is not None:
             facts |= {"scene": self.scene.id, "licence": self.scene.licence, "simulated": str(self.scene.simulated)}
+        facts |= vectors.facts
         paths = []
         for suffix in suffixes:
             if suffix == ".geojson" and vectors.frame.crs is None:
@@ -217,7 +223,7 @@ class _Export:
 
     def _package(self) -> list[Path]:
         parts: list[tuple[What, Callable[[], list[Path]]]] = [
-            ("score", lambda: [self._score()]),
+            ("score", lambda: [self._score(), *self._evidence()]),
             ("mask", lambda: [self._mask()]),
             ("buildings", lambda: self._buildings(_SUFFIXES["buildings"])),
             ("map", lambda: [self._map()]),
@@ -232,8 +238,9 @@ class _Export:
     def _item(self, files: list[Path], areas: dict[str, Any]) -> Path:
         item = json.loads((self.run.folder / "item.json").read_text(encoding="utf-8"))
         item["properties"] |= {"mmcd:threshold": self.threshold, "mmcd:changed_share": areas["changed_share"]}
+        known = {asset["href"] for asset in item["assets"].values()}
         for path in files:
-            if path.stem not in item["assets"]:
+            if f"./{path.name}" not in known:
                 item["assets"][path.name] = exported_asset(path)
         path = self.folder / "item.json"
         path.write_text(json.dumps(item, indent=2), encoding="utf-8")

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,13 +23,15 @@ from mmcd.config import Config
 from mmcd.errors import InputError, StorageError, UsageError
 from mmcd.export import area_summary, count_scores, machine_facts, write_item, write_mask
 from mmcd.geo.catalog import Scene
+from mmcd.geo.cog import SCORE_BAND, Band, CogWriter
 from mmcd.geo.grid import Grid, Window
+from mmcd.geo.outlines import EVIDENCE_BAND
 from mmcd.geo.raster import output_grid
 from mmcd.geo.vector import Region, parse_region
 from mmcd.inference.exported import BackendChoice, ExportedModel, choose_export
 from mmcd.progress import Progress, silent
 from mmcd.services.model_choice import Choice, choose_model
-from mmcd.services.runs import BYTES_A_PIXEL, load_run, run_folder, run_id_of
+from mmcd.services.runs import EVIDENCE_FILE, RUN_FILES, bytes_a_pixel, load_run, run_folder, run_id_of
 from mmcd.services.scenes import get_scene
 
 if TYPE_CHECKING:
@@ -116,6 +118,8 @@ class RunResult:
         """Return the paths of the results and the manifest, as JSON values."""
         paths = {name: str(self.folder / f"{name}.tif") for name in ("score", "mask")}
         paths |= {name: str(self.folder / f"{name}.json") for name in ("item", "manifest")}
+        if "evidence" in self.manifest:
+            paths["buildings"] = str(self.folder / EVIDENCE_FILE)
         return {"run_id": self.manifest["run_id"], **paths, **self.manifest}
 
     def summary(self) -> dict[str, Any]:
@@ -155,6 +159,11 @@ class _Job:
         return self.choice.card
 
     @property
+    def marks_buildings(self) -> bool:
+        """Whether the run also writes where buildings are; an export may lack the output of a card's classes."""
+        return self.card.marks_buildings and (self.export is None or self.export.has_classes)
+
+    @property
     def answer(self) -> Grid:
         """The grid of the results."""
         return self.grid.crop(self.region)
@@ -176,7 +185,8 @@ class _Clock:
 def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
     """Score a pair and write ``score.tif``, ``mask.tif``, ``item.json`` and ``manifest.json``.
 
-    Nothing appears at the final names before all four are whole. A run that was stopped goes on from its last
+    A model that marks buildings also writes ``buildings.tif``, the probability that a building stands or stood in a
+    pixel. Nothing appears at the final names before all of them are whole. A run that was stopped goes on from its last
     finished tile when the same request comes again.
 
     Raises:
@@ -222,6 +232,13 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
         "seconds": clock.seconds,
         **machine_facts(),
     }
+    if job.marks_buildings:
+        manifest["evidence"] = {
+            "file": EVIDENCE_FILE,
+            "sha256": file_sha256(work / EVIDENCE_FILE),
+            "classes": list(job.card.classes),
+            "origin": [job.region.row, job.region.col],
+        }
     (work / "manifest.json").write_text(json.dumps(manifest, indent=2))
     _publish(work, folder)
     return RunResult(folder, manifest)
@@ -289,6 +306,7 @@ def _content_key(job: _Job, inputs: dict[str, Any], request: PredictRequest) -> 
         *([job.export.backend, job.export.sha256] if job.export else []),
         *(["align"] if request.align else []),
         *(["adapt", request.adapt_weight] if request.adapt else []),
+        *(["buildings"] if job.marks_buildings else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -303,7 +321,7 @@ def _work_folder(folder: Path, job: _Job) -> Path:
         raise StorageError(
             f"{folder} cannot be written: {error.strerror}.", "Choose another folder with --out."
         ) from error
-    needed = BYTES_A_PIXEL * job.region.height * job.region.width
+    needed = bytes_a_pixel(job.marks_buildings) * job.region.height * job.region.width
     if free < needed:
         raise StorageError(
             f"The run needs about {needed / 1e6:,.0f} MB in {folder}, {free / 1e6:,.0f} MB are free.",
@@ -315,33 +333,39 @@ def _work_folder(folder: Path, job: _Job) -> Path:
 def _score(
     job: _Job, request: PredictRequest, work: Path, key: str, clock: _Clock, progress: Progress
 ) -> dict[str, Any]:
-    """Write ``score.tif`` into ``work``; return what the manifest says of it."""
-    from mmcd.geo.cog import SCORE_BAND, CogWriter
+    """Write the score, and the evidence of buildings, into ``work``; return what the manifest says of it."""
     from mmcd.inference.engine import Journal, plan_blocks, score_region
     from mmcd.inference.pair import PairReader
 
     progress("load model", 0, 1)
     with clock.stage("load model"):
         predictor = _predictor(job.choice.card_path, job.card.sha256, request.device, request.precision, job.export)
-    partial, score = work / "score.part", work / "score.tif"
-    if not partial.exists() and not score.exists():
+    bands = _bands(job)
+    if not _begun(work, tuple(bands)):
         (work / "journal").unlink(missing_ok=True)
     journal = Journal(work / "journal", f"{key} {predictor.arithmetic}")
     resumed = journal.started
     if not resumed:
-        partial.unlink(missing_ok=True)
-        score.unlink(missing_ok=True)
+        for name in bands:
+            (work / f"{name}.part").unlink(missing_ok=True)
+            (work / f"{name}.tif").unlink(missing_ok=True)
     plan = plan_blocks(job.grid, job.region, request.tile, job.polygon)
-    tags = _tags(job, run_id_of(key))
     with PairReader(job.pre, job.post, job.card, job.grid, job.choice.substitute) as reader:
         predictor, fitted = _fit_to_scene(job, request, reader, predictor, clock, progress)
-        if not score.exists():
-            with CogWriter(score, job.answer, SCORE_BAND, tags, partial) as writer:
+        if not (work / "score.tif").exists():
+            with ExitStack() as opened:
+                writers = {
+                    name: opened.enter_context(_writer(work, name, job, band, key))
+                    for name, band in bands.items()
+                    if not (work / f"{name}.tif").exists()
+                }
                 with clock.stage("score"):
-                    score_region(plan, reader, predictor, writer, journal, progress)
+                    score, buildings = writers["score"], writers.get("buildings")
+                    score_region(plan, reader, predictor, score, journal, progress, buildings)
                 with clock.stage("write"):
                     progress("write", 0, 1)
-                    writer.commit()
+                    for writer in writers.values():
+                        writer.commit()
         notes, stretches = reader.notes, reader.stretches
     return {
         "stretch": stretches,
@@ -349,8 +373,25 @@ def _score(
         "block": {"size": plan.block, "halo": predictor.halo, "count": plan.block_count},
         "resumed": resumed,
         **{name: result and result.to_dict() for name, result in fitted.items()},
-        "warnings": [*job.choice.warnings, *notes, *_place_notes(job.grid), *_fit_notes(fitted)],
+        "warnings": [*job.choice.warnings, *notes, *_place_notes(job.grid), *_building_notes(job), *_fit_notes(fitted)],
     }
+
+
+def _bands(job: _Job) -> dict[str, Band]:
+    """Return what a run stores by the name of its raster; the score is made last, so that it stands for all."""
+    buildings = {"buildings": EVIDENCE_BAND} if job.marks_buildings else {}
+    return {**buildings, "score": SCORE_BAND}
+
+
+def _begun(work: Path, names: tuple[str, ...]) -> bool:
+    """Return whether all that an interrupted run had of its rasters is still there; the last one is made last."""
+    made = [(work / f"{name}.tif").exists() for name in names]
+    kept = [(work / f"{name}.part").exists() for name in names]
+    return all(made) or (kept[-1] and not made[-1] and all(map(any, zip(made, kept, strict=True))))
+
+
+def _writer(work: Path, name: str, job: _Job, band: Band, key: str) -> CogWriter:
+    return CogWriter(work / f"{name}.tif", job.answer, band, _tags(job, run_id_of(key)), work / f"{name}.part")
 
 
 def _fit_to_scene(
@@ -404,6 +445,12 @@ def _place_notes(grid: Grid) -> tuple[str, ...]:
     return ("There is no georeference: the pair is compared pixel by pixel and areas are given in pixels.",)
 
 
+def _building_notes(job: _Job) -> tuple[str, ...]:
+    if job.marks_buildings or not job.card.marks_buildings:
+        return ()
+    return ("This export of the model does not say where buildings are: export it again, or use --backend torch.",)
+
+
 def _grid_facts(grid: Grid) -> dict[str, Any]:
     return {
         "crs": grid.crs,
@@ -428,14 +475,17 @@ def _write_products(job: _Job, work: Path, run_id: str) -> dict[str, Any]:
         "mmcd:scene": job.scene.id if job.scene else None,
         "mmcd:simulated": job.scene.simulated if job.scene else None,
     }
-    write_item(work, run_id, job.answer, taken, {k: v for k, v in properties.items() if v is not None})
+    more = {"buildings": "Probability that a building stands or stood there"} if job.marks_buildings else None
+    write_item(work, run_id, job.answer, taken, {k: v for k, v in properties.items() if v is not None}, more)
     return areas
 
 
 def _publish(work: Path, folder: Path) -> None:
     """Move the results to their final names; the manifest last, because it marks a run as finished."""
     try:
-        for name in ("score.tif", "mask.tif", "item.json", "manifest.json"):
+        if (work / EVIDENCE_FILE).exists():
+            (work / EVIDENCE_FILE).replace(folder / EVIDENCE_FILE)
+        for name in RUN_FILES:
             (work / name).replace(folder / name)
         shutil.rmtree(work)
     except OSError as error:

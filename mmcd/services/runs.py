@@ -14,8 +14,14 @@ from mmcd.paths import workspace, workspace_folder
 BYTES_A_PIXEL = 4
 """Disk for a run: working file, score and mask, and as much again while a COG is being made."""
 
+EVIDENCE_BYTES_A_PIXEL = 2
+"""Disk for the evidence of buildings besides: working file and COG."""
+
 RUN_FILES = ("score.tif", "mask.tif", "item.json", "manifest.json")
 """What a finished run consists of."""
+
+EVIDENCE_FILE = "buildings.tif"
+"""What a run of a model that marks buildings holds besides."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,21 @@ class Run:
         return self.folder / "mask.tif"
 
     @property
+    def evidence(self) -> Path | None:
+        """The COG of the probability of buildings; None of a model that marks none."""
+        path = self.folder / EVIDENCE_FILE
+        return path if "evidence" in self.manifest and path.is_file() else None
+
+    @property
     def scene_id(self) -> str | None:
         """The scene that was scored; None when two files were given."""
         scene = self.manifest["inputs"].get("scene")
         return str(scene) if scene is not None else None
+
+
+def bytes_a_pixel(marks_buildings: bool) -> int:
+    """Return the most disk that a run occupies at any time, in bytes a pixel that it scores."""
+    return BYTES_A_PIXEL + (EVIDENCE_BYTES_A_PIXEL if marks_buildings else 0)
 
 
 def run_folder(run_id: str) -> Path:

@@ -6,8 +6,9 @@ import streamlit as st
 
 from mmcd.cards import Card
 from mmcd.geo.catalog import Scene
+from mmcd.services.buildings import OWN_OUTLINES
 from mmcd.services.model_choice import simulation_warning
-from mmcd.services.runs import Run
+from mmcd.services.runs import EVIDENCE_FILE, Run
 from mmcd.studio import loaders
 from mmcd.studio.address import asked_look, asked_threshold, keep_look, keep_threshold
 from mmcd.studio.bridge import ThresholdPanel, building_table, channel, threshold_slider
@@ -32,29 +33,35 @@ def result_panel(scene: Scene, run: Run, run_again: Callable[[], None]) -> None:
         if said:
             st.markdown(f":orange-background[:material/science: {said}]")
         text = _threshold(scene, run)
-        parts = [BUILDINGS, DOWNLOAD, AGAIN, ABOUT] if scene.footprints else [DOWNLOAD, AGAIN, ABOUT]
+        buildings = has_buildings(scene, run)
+        parts = [BUILDINGS, DOWNLOAD, AGAIN, ABOUT] if buildings else [DOWNLOAD, AGAIN, ABOUT]
         part = st.segmented_control(
             "Part",
             parts,
             default=parts[0],
             required=True,
-            key=part_key(scene),
+            key=part_key(scene, run),
             label_visibility="collapsed",
             width="stretch",
         )
         if part == BUILDINGS:
-            _buildings(run)
+            _buildings(scene, run)
         elif part == DOWNLOAD:
-            _downloads(run, text, bool(scene.footprints))
+            _downloads(run, text, buildings)
         elif part == AGAIN:
             run_again()
         else:
             _about(run)
 
 
-def part_key(scene: Scene) -> str:
-    """Return the key of the choice between a result's parts; scenes with and without buildings offer different ones."""
-    return "result-part-buildings" if scene.footprints else "result-part"
+def has_buildings(scene: Scene, run: Run | None) -> bool:
+    """Return whether there are outlines of buildings: the scene's own, or those of a model that marks buildings."""
+    return scene.footprints is not None or (run is not None and run.evidence is not None)
+
+
+def part_key(scene: Scene, run: Run | None) -> str:
+    """Return the key of the choice between a result's parts; results with and without buildings offer others."""
+    return "result-part-buildings" if has_buildings(scene, run) else "result-part"
 
 
 def _threshold(scene: Scene, run: Run) -> str:
@@ -78,7 +85,9 @@ def _card(run: Run) -> Card | None:
     return next((card for card in loaders.cards() if card.name == run.manifest["model"]["name"]), None)
 
 
-def _buildings(run: Run) -> None:
+def _buildings(scene: Scene, run: Run) -> None:
+    if scene.footprints is None:
+        st.caption(OWN_OUTLINES)
     georeferenced = loaders.placed(run.score)
     addresses = {"url": url(f"runs/{run.id}/outlines.geojson"), "shares": url(f"runs/{run.id}/shares.json")}
     chosen = st.query_params.get("building")
@@ -91,6 +100,8 @@ def _downloads(run: Run, threshold: str, footprints: bool) -> None:
         "Score (COG)": "score.tif",
         f"Mask at {threshold} (COG)": f"mask.tif?threshold={threshold}",
     }
+    if run.evidence is not None:
+        files["Building probability (COG)"] = EVIDENCE_FILE
     what = "Buildings" if footprints else "Changed areas"
     files[f"{what} (GeoPackage)"] = f"buildings.gpkg?threshold={threshold}"
     if loaders.placed(run.score):  # GeoJSON holds degrees

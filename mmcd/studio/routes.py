@@ -26,7 +26,7 @@ from mmcd.services.assets import assets_folder
 from mmcd.services.buildings import buildings_of, geojson_of, grading_key
 from mmcd.services.exports import What, export_run
 from mmcd.services.masks import mask_at
-from mmcd.services.runs import RUN_FILES, load_run, run_folder
+from mmcd.services.runs import EVIDENCE_FILE, RUN_FILES, load_run, run_folder
 from mmcd.services.scenes import get_scene
 from mmcd.studio import tiles
 
@@ -80,7 +80,7 @@ def run_path(run_id: str, name: str) -> Path:
         HTTPException: The run has no such file (404).
     """
     path = run_folder(run_id) / name
-    if name not in RUN_FILES or not path.is_file():
+    if name not in (*RUN_FILES, EVIDENCE_FILE) or not path.is_file():
         raise HTTPException(404)
     return path
 

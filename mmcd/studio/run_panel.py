@@ -102,11 +102,11 @@ def _link_map(scene: Scene, run: Run | None) -> None:
         st.session_state[_region_key(scene)] = region
         keep_region(region)
         if run is not None:
-            st.session_state[part_key(scene)] = AGAIN
+            st.session_state[part_key(scene, run)] = AGAIN
 
     def choose(building: str) -> None:
         keep_building(building)
-        st.session_state[part_key(scene)] = BUILDINGS
+        st.session_state[part_key(scene, run)] = BUILDINGS
 
     text, bounds = asked_region() or str((run and run.manifest["region"]) or ""), None
     with contextlib.suppress(RegionError):  # the form says what is wrong with it

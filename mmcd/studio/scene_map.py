@@ -10,6 +10,7 @@ from mmcd.studio import loaders
 from mmcd.studio.bridge import grades
 from mmcd.studio.layers import Bounds, MapCall, View, new_map, url
 from mmcd.studio.messages import day
+from mmcd.studio.result_panel import has_buildings
 
 
 def map_key(scene: Scene, run: Run | None, dark: bool, basemap: str | None) -> str:
@@ -59,7 +60,7 @@ def scene_map(scene: Scene, run: Run | None, channel: str, dark: bool, basemap: 
         )
     if run is not None:
         canvas.add_child(_score(scene, run, channel))
-    if run is not None and scene.footprints is not None:
+    if run is not None and has_buildings(scene, run):
         outlines = url(f"runs/{run.id}/outlines.geojson")
         canvas.add_child(MapCall("buildings", url=outlines, channel=channel, grades=grades()))
     return canvas

@@ -1,16 +1,18 @@
 """Finished runs of a sample scene, written as mmcd writes them, whose score is painted from the scene's own labels."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mmcd.cards import file_sha256
 from mmcd.export import area_summary, write_item, write_mask
 from mmcd.geo.catalog import Scene
 from mmcd.geo.cog import write_cog
 from mmcd.geo.grid import Grid
+from mmcd.geo.outlines import EVIDENCE_BAND
 from mmcd.geo.raster import RasterSource
 from mmcd.paths import sample_data_dir
 from mmcd.score import encode_score, score_counts
@@ -81,6 +83,27 @@ def sample_run(workspace: Path) -> SampleRun:
 def bare_run(workspace: Path) -> SampleRun:
     """A run of two files: no scene, no footprints."""
     return write_run("files", None, _files(), georeferenced=True)
+
+
+def add_evidence(painted: SampleRun, smallest: int = 1) -> SampleRun:
+    """Let a run's model mark the buildings of the scene's labels whose class is at least ``smallest``."""
+    with RasterSource(painted.scene.label) as label:
+        classes = label.read().data[0]
+    path = painted.run.folder / "buildings.tif"
+    write_cog(path, encode_score(np.where(classes >= smallest, 0.9, 0.2), classes < 9), painted.grid, EVIDENCE_BAND)
+    grades = ["background", "intact", "damaged", "destroyed"]
+    facts = {"file": path.name, "sha256": file_sha256(path), "classes": grades, "origin": [0, 0]}
+    manifest = painted.run.manifest | {"evidence": facts}
+    (painted.run.folder / "manifest.json").write_text(json.dumps(manifest))
+    more = {"buildings": "Probability that a building stands or stood there"}
+    write_item(painted.run.folder, painted.run.id, painted.grid, None, {"mmcd:threshold": 0.5}, more)
+    return replace(painted, run=load_run(painted.run.id))
+
+
+@pytest.fixture
+def model_run(bare_run: SampleRun) -> SampleRun:
+    """A run of two files by a model that marks buildings."""
+    return add_evidence(bare_run)
 
 
 @pytest.fixture

@@ -12,9 +12,18 @@ import shapely
 from mmcd.buildings import GRADES
 from mmcd.errors import InputError
 from mmcd.score import threshold_value
-from mmcd.services.buildings import buildings_of, footprints_file, geojson_of, graded_vectors
+from mmcd.services.buildings import (
+    OWN_OUTLINES,
+    buildings_of,
+    footprints_file,
+    geojson_of,
+    graded_vectors,
+    grading_key,
+    outline_source,
+    used_footprints,
+)
 
-from .conftest import SampleRun
+from .conftest import SampleRun, add_evidence
 
 
 def test_the_scene_brings_its_footprints(sample_run: SampleRun) -> None:
@@ -88,3 +97,68 @@ def test_a_scene_in_pixels_lies_where_the_map_shows_it(pixel_run: SampleRun, tmp
 def test_a_file_that_is_gone(sample_run: SampleRun, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a file"):
         buildings_of(sample_run.run, tmp_path / "gone.gpkg")
+
+
+def test_without_footprints_the_outlines_are_the_model_s_own_and_it_is_said(model_run: SampleRun) -> None:
+    run = model_run.run
+    vectors = graded_vectors(run, 0.5)
+    assert vectors.layer == "buildings"
+    assert vectors.notes[0] == OWN_OUTLINES == vectors.facts["outlines"]
+    assert set(vectors.frame["outlines"]) == {"model"}
+    truth = geopandas.read_file(model_run.scene.footprints)
+    assert 0.8 * len(truth) < len(vectors.frame) <= len(truth), "those that touch are one"
+    assert vectors.frame["id"].str.fullmatch(r"b-\d+-\d+").all()
+    surveyed = shapely.union_all(truth.to_crs(vectors.frame.crs).geometry)
+    drawn = shapely.union_all(vectors.frame.geometry)
+    assert drawn.intersection(surveyed).area > 0.9 * drawn.union(surveyed).area
+    destroyed = vectors.totals["grades"]["destroyed"]["buildings"]
+    assert destroyed >= 0.8 * (truth["damage"] == "destroyed").sum() > 0
+    assert used_footprints(run, None) == {
+        "path": str(run.folder / "buildings.tif"),
+        "sha256": run.manifest["evidence"]["sha256"],
+        "origin": "model",
+        "note": OWN_OUTLINES,
+    }
+    features = json.loads(geojson_of(run).read_text())["features"]
+    assert [feature["id"] for feature in features] == vectors.frame["id"].tolist()
+
+
+def test_a_file_comes_before_the_scene_and_the_scene_before_the_model(sample_run: SampleRun, tmp_path: Path) -> None:
+    surveyed = sample_run.scene.footprints
+    marked = add_evidence(sample_run)
+    given = shutil.copy(surveyed, tmp_path / "own.geojson")
+    for footprints, origin, path in ((None, "scene", surveyed), (given, "file", given)):
+        source = outline_source(marked.run, footprints)
+        assert source is not None and (source.origin, source.path) == (origin, path)
+    vectors = graded_vectors(marked.run, 0.5)
+    assert OWN_OUTLINES not in vectors.notes and not vectors.facts
+    assert "outlines" not in vectors.frame
+
+
+def test_another_evidence_is_graded_anew(model_run: SampleRun) -> None:
+    first, key = len(buildings_of(model_run.run)), grading_key(model_run.run)
+    fewer = add_evidence(model_run, smallest=2)
+    assert grading_key(fewer.run) != key
+    assert 0 < len(buildings_of(fewer.run)) < first
+
+
+def test_a_model_that_sees_no_building_says_so(bare_run: SampleRun) -> None:
+    empty = add_evidence(bare_run, smallest=9)
+    with pytest.raises(InputError, match="the model sees no building here"):
+        buildings_of(empty.run)
+    vectors = graded_vectors(empty.run, 0.5)
+    assert vectors.layer == "changes"
+    assert "and the model sees no building here: outlines of change of at least 16 pixels" in vectors.notes[0]
+
+
+def test_evidence_that_is_gone_is_none(model_run: SampleRun) -> None:
+    (model_run.run.folder / "buildings.tif").unlink()
+    assert outline_source(model_run.run) is None
+    with pytest.raises(InputError, match="marks change, not buildings"):
+        geojson_of(model_run.run)
+
+
+def test_the_model_s_own_outlines_in_pixels(pixel_run: SampleRun) -> None:
+    vectors = graded_vectors(add_evidence(pixel_run).run, 0.5)
+    assert vectors.layer == "buildings" and vectors.frame.crs is None
+    assert vectors.frame["area_px"].min() >= 20

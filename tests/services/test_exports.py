@@ -2,10 +2,12 @@
 
 import json
 import zipfile
+from html import escape
 from pathlib import Path
 
 import geopandas
 import numpy as np
+import pyogrio
 import pystac
 import pytest
 import rasterio
@@ -16,7 +18,7 @@ from mmcd.buildings import GRADE_LOOKS
 from mmcd.cards import file_sha256
 from mmcd.errors import Cancelled, InputError, StorageError, UsageError
 from mmcd.score import threshold_value
-from mmcd.services.buildings import buildings_of
+from mmcd.services.buildings import OWN_OUTLINES, buildings_of
 from mmcd.services.exports import EXPORTS, ExportRequest, export_run, find_run
 
 from .conftest import SampleRun
@@ -97,6 +99,23 @@ def test_a_package_agrees_with_itself(sample_run: SampleRun, tmp_path: Path) -> 
     assert all((folder / asset.href).exists() for asset in item.assets.values())
     assert set(item.assets) == {"score", "mask", "manifest", "buildings.gpkg", "buildings.geojson", "map.html"}
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_outlines_of_the_model_s_own_are_named_so_in_every_file(model_run: SampleRun, tmp_path: Path) -> None:
+    result = export_run(model_run.run.id, "package", tmp_path / "out")
+    names = {path.name for path in result.paths}
+    assert names == PARTS | {"buildings.tif", "buildings.gpkg", "buildings.geojson"}
+    assert OWN_OUTLINES in result.notes
+    folder = tmp_path / "out"
+    assert pyogrio.read_info(folder / "buildings.gpkg", layer="buildings")["layer_metadata"]["outlines"] == OWN_OUTLINES
+    assert set(geopandas.read_file(folder / "buildings.geojson")["outlines"]) == {"model"}
+    exported = json.loads((folder / "manifest.json").read_text())["export"]
+    assert (exported["footprints"]["origin"], exported["footprints"]["note"]) == ("model", OWN_OUTLINES)
+    assert OWN_OUTLINES in exported["notes"]
+    assert escape(OWN_OUTLINES) in (folder / "map.html").read_text(encoding="utf-8")
+    item = pystac.Item.from_file(folder / "item.json")
+    assert {"buildings", "buildings.gpkg", "buildings.geojson"} < set(item.assets)
+    assert all((folder / asset.href).exists() for asset in item.assets.values())
 
 
 def test_the_map_is_one_small_file_that_says_what_it_shows(sample_run: SampleRun, tmp_path: Path) -> None:

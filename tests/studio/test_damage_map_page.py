@@ -1,12 +1,25 @@
 """The Damage map page as its script draws it; what moves in the browser is tested there."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from mmcd.cards import file_sha256
+from mmcd.geo.cog import write_cog
+from mmcd.geo.grid import Grid
+from mmcd.geo.outlines import EVIDENCE_BAND
 from mmcd.jobs import open_store
+from mmcd.score import encode_score
+from mmcd.services.buildings import OWN_OUTLINES, geojson_of
+from mmcd.services.runs import load_run, run_id_of
+from mmcd.studio.routes import run_path
+from mmcd.studio.scene_map import scene_map
+
+from .conftest import SIZE
 
 PAGE = Path(__file__).resolve().parents[2] / "pages" / "damage_map.py"
 
@@ -95,6 +108,49 @@ def test_a_run_offers_its_buildings_first_and_then_its_files(prepared):
     assert links["Buildings (GeoPackage)"] == f"{base}/buildings.gpkg?threshold=0.25"
     assert links["Buildings (GeoJSON)"] == f"{base}/buildings.geojson?threshold=0.25"
     assert links["Manifest"] == f"{base}/manifest.json"
+
+
+@pytest.fixture
+def marked(prepared, tmp_path, monkeypatch) -> str:
+    """A run of the scene without footprints, by a model that marks two buildings; in a workspace of its own."""
+    folder = tmp_path / "workspace"
+    shutil.copytree(prepared.folder, folder)
+    monkeypatch.setenv("MMCD_WORKSPACE", str(folder))
+    grid, run_id = Grid.in_pixels(SIZE, SIZE), run_id_of("a run that marks buildings")
+    run = folder / "runs" / run_id
+    shutil.copytree(folder / "runs" / prepared.run_id, run)
+    probability = np.zeros((SIZE, SIZE))
+    probability[100:120, 50:80] = probability[300:340, 400:420] = 0.9
+    write_cog(run / "score.tif", encode_score(probability, probability < 2), grid)
+    write_cog(run / "buildings.tif", encode_score(probability, probability < 2), grid, EVIDENCE_BAND)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["inputs"]["scene"] = prepared.loose.id
+    manifest["evidence"] = {"sha256": file_sha256(run / "buildings.tif"), "origin": [0, 0]}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return run_id
+
+
+def test_buildings_that_a_model_marks_are_shown_and_said_to_be_its_own(prepared, marked):
+    page = opened(scene=prepared.loose.id, run=marked)
+    assert not page.exception
+    parts = page.segmented_control("result-part-buildings")
+    assert parts.value == "Buildings"
+    assert OWN_OUTLINES in captions(page)
+    canvas = scene_map(prepared.loose, load_run(marked), "channel", dark=False, basemap=None)
+    assert f"/mmcd/runs/{marked}/outlines.geojson" in canvas.get_root().render()
+    features = json.loads(geojson_of(load_run(marked)).read_text())["features"]
+    assert [feature["id"] for feature in features] == ["b-100-50", "b-300-400"]
+    assert run_path(marked, "buildings.tif").is_file()
+    parts.set_value("Download").run()
+    links = {link.proto.label: link.proto.url for link in page.get("link_button")}
+    assert links["Building probability (COG)"] == f"/mmcd/runs/{marked}/buildings.tif"
+    assert "Buildings (GeoPackage)" in links
+
+
+def test_surveyed_buildings_are_not_called_the_model_s_own(prepared):
+    page = opened(scene=prepared.placed.id, run=prepared.run_id)
+    assert page.segmented_control("result-part-buildings").value == "Buildings"
+    assert OWN_OUTLINES not in captions(page)
 
 
 def test_geojson_is_not_offered_of_a_run_in_pixels(prepared, tmp_path):
