@@ -16,6 +16,7 @@ from mmcd.geo.catalog import Scene
 from mmcd.geo.raster import output_grid
 from mmcd.geo.vector import parse_region
 from mmcd.inference.exported import RUNTIMES, choose_export
+from mmcd.inference.survey import sample_windows
 from mmcd.paths import workspace_folder
 from mmcd.services.runs import bytes_a_pixel, list_runs
 
@@ -24,6 +25,16 @@ _BLOCK, _HALO = 512, 128  # the engine's block and what it reads around it, used
 _FLOP_A_PIXEL = 128_000  # floating point operations of the siamese model a pixel it reads, counted by torch
 _SHARE_OF_MATRIX_SPEED = 0.8  # of a whole run in bfloat16 against float32 matrices, measured on two cores
 _OVERHEAD_SECONDS = 4.0  # load the model, hash the images, write score and mask
+
+# What `mmcd.inference.alignment` and `mmcd.inference.adaptation` do before a run, which need torch to ask; a test
+# counts what they really read and run.
+_SAMPLE_SIDE = 256
+_ALIGN_WINDOWS, _ALIGN_SMALLEST_SIDE = 9, 128
+_ALIGN_OFFSETS = 14  # of a scene in its place; up to 17 where the search goes on beside it
+_EMBEDDING_SHARE = 0.44  # of the network's operations: one image's embedding, without the decoder
+_ADAPT_FEWEST_PIXELS = 128 * 128
+# Against the pace of the blocks, measured on two cores: single precision, and the moments of all that every layer sees.
+_SLOWER = {"align": 1.0, "adapt": 4.0}
 
 
 @dataclass(frozen=True)
@@ -46,13 +57,17 @@ class Estimate:
     runs: int
 
 
-def estimate_run(card: Card, scene: Scene, region: str | None = None) -> Estimate:
+def estimate_run(
+    card: Card, scene: Scene, region: str | None = None, align: bool = False, adapt: bool = False
+) -> Estimate:
     """Return what a run will need, from earlier runs of the model here or else from a speed test of this machine.
 
     Args:
         card: The model.
         scene: The scene.
         region: ``W,S,E,N`` in degrees or a vector file; the whole scene when left out.
+        align: Whether the image after is moved back first where it is displaced.
+        adapt: Whether the model is adapted to the scene first, which keeps it in torch.
 
     Raises:
         InputError: An image cannot be read.
@@ -61,17 +76,16 @@ def estimate_run(card: Card, scene: Scene, region: str | None = None) -> Estimat
     grid = output_grid(scene.pre, scene.post, card.gsd.nominal)
     window = parse_region(region).window(grid) if region else grid.window
     pixels = window.height * window.width
-    earlier = _earlier_runs(card)
+    known = _known_runs(card)
+    export = None if adapt else choose_export(card)
+    earlier = _earlier_runs(known, RUNTIMES[export.backend] if export else "torch")
     size, halo = (earlier[0]["block"]["size"], earlier[0]["block"]["halo"]) if earlier else (_BLOCK, _HALO)
     blocks = math.ceil(window.height / size) * math.ceil(window.width / size)
-    if earlier:
-        pace = statistics.median(run["seconds"]["score"] / _pixels_read(**run["block"]) for run in earlier)
-        around = statistics.median(sum(run["seconds"].values()) - run["seconds"]["score"] for run in earlier)
-    else:
-        pace = _FLOP_A_PIXEL / (_SHARE_OF_MATRIX_SPEED * matrix_speed())
-        around = _OVERHEAD_SECONDS
+    around = statistics.median(_around(run["seconds"]) for run in earlier) if earlier else _OVERHEAD_SECONDS
+    asked = [name for name, wanted in (("align", align), ("adapt", adapt)) if wanted]
+    fitting = sum(_fitting_seconds(name, grid.shape, known) for name in asked)
+    seconds = around + fitting + _pace(earlier) * _pixels_read(size, halo, blocks)
     free = shutil.disk_usage(workspace_folder("runs")).free
-    seconds = around + pace * _pixels_read(size, halo, blocks)
     return Estimate(seconds, bytes_a_pixel(card.marks_buildings) * pixels, free, pixels, len(earlier))
 
 
@@ -93,22 +107,56 @@ def _pixels_read(size: int, halo: int, count: int) -> int:
     return count * (size + 2 * halo) ** 2
 
 
-def _earlier_runs(card: Card) -> list[dict[str, Any]]:
-    """Return the manifests of the newest whole runs of a model in the engine of the next one here, newest first."""
-    export = choose_export(card)
-    engine = RUNTIMES[export.backend] if export else "torch"
+def _pace(earlier: list[dict[str, Any]]) -> float:
+    """Return the seconds a pixel that the network reads, of earlier runs or else of this machine in torch."""
+    if earlier:
+        return float(statistics.median(run["seconds"]["score"] / _pixels_read(**run["block"]) for run in earlier))
+    return _FLOP_A_PIXEL / (_SHARE_OF_MATRIX_SPEED * matrix_speed())
+
+
+def _around(seconds: dict[str, float]) -> float:
+    """Return what a run took beside its blocks and what was done to fit model and scene to one another."""
+    return sum(taken for stage, taken in seconds.items() if stage not in ("score", *_SLOWER))
+
+
+def _fitting_seconds(name: str, shape: tuple[int, int], known: list[dict[str, Any]]) -> float:
+    """Return how long aligning or adapting takes, which never depends on the region; always in torch."""
+    done = (run for run in known if run.get(name) and run["region"] is None)
+    works = [(run["seconds"][name], fitting_pixels(name, tuple(run["grid"]["shape"]))) for run in done]
+    paces = [seconds / pixels for seconds, pixels in works[:RECENT_RUNS] if pixels]
+    pace = statistics.median(paces) if paces else _SLOWER[name] * _pace(_earlier_runs(known, "torch"))
+    return pace * fitting_pixels(name, shape)
+
+
+def fitting_pixels(name: str, shape: tuple[int, int]) -> float:
+    """Return the pixels that go through the network to align or to adapt, in pixels of the whole network.
+
+    Args:
+        name: ``align`` or ``adapt``.
+        shape: Rows and columns of the whole scene.
+    """
+    if name == "align":
+        windows = sample_windows(shape, _SAMPLE_SIDE, _ALIGN_WINDOWS)
+        read = 0 if windows[0].height < _ALIGN_SMALLEST_SIDE else len(windows) * windows[0].height ** 2
+        return read * (1 + _ALIGN_OFFSETS) * _EMBEDDING_SHARE  # before once, after at every offset
+    windows = sample_windows(shape, _SAMPLE_SIDE)
+    read = len(windows) * windows[0].height ** 2
+    return 0 if read < _ADAPT_FEWEST_PIXELS else read
+
+
+def _known_runs(card: Card) -> list[dict[str, Any]]:
+    """Return the manifests of the runs of a model on this machine, newest first."""
     manifests = (run.manifest for run in list_runs())
-    here = [manifest for manifest in manifests if _comparable(manifest, card, engine)]
-    return here[:RECENT_RUNS]
+    return [
+        run for run in manifests if run["model"]["name"] == card.name and run.get("platform") == platform.platform()
+    ]
 
 
-def _comparable(manifest: dict[str, Any], card: Card, engine: str) -> bool:
-    if manifest["model"]["name"] != card.name or manifest.get("platform") != platform.platform():
-        return False
-    if _engine(manifest) != engine:
-        return False
+def _earlier_runs(known: list[dict[str, Any]], engine: str) -> list[dict[str, Any]]:
+    """Return the newest whole runs in an engine."""
     # A resumed run scored only what was left when it was taken up again.
-    return not manifest.get("resumed", True) and bool(manifest.get("block", {}).get("count"))
+    whole = (run for run in known if not run.get("resumed", True) and run.get("block", {}).get("count"))
+    return [run for run in whole if _engine(run) == engine][:RECENT_RUNS]
 
 
 def _engine(manifest: dict[str, Any]) -> str:

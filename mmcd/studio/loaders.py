@@ -64,9 +64,9 @@ def fit(card: Card, scene: Scene) -> Fit:
 
 
 @st.cache_data(ttl=60, max_entries=64, show_spinner=False)
-def estimate(card: Card, scene: Scene, region: str | None) -> Estimate:
+def estimate(card: Card, scene: Scene, region: str | None, align: bool, adapt: bool) -> Estimate:
     """Return what a run is expected to need."""
-    return estimate_run(card, scene, region)
+    return estimate_run(card, scene, region, align, adapt)
 
 
 @st.cache_data(max_entries=2048, show_spinner=False)

@@ -131,12 +131,13 @@ def _choose_run(scene: Scene) -> RunChoice | None:
     allowed = _allowed(card, fits[card.name])
     try:
         region = _region(scene)
-        _expect(card, scene, region)
+        align, adapt = _options(scene)
+        choice = RunChoice(card.name, region, align, adapt)
+        _expect(card, scene, choice)
     except MmcdError as error:
         st.error(error.hint or "Change it and try again.", title=error.message, icon=":material/error:")
         return None
-    align, adapt = _options(scene)
-    return RunChoice(card.name, region, align, adapt) if allowed else None
+    return choice if allowed else None
 
 
 def _options(scene: Scene) -> tuple[bool, bool]:
@@ -155,9 +156,9 @@ def _options(scene: Scene) -> tuple[bool, bool]:
     return align, adapt
 
 
-def _expect(card: Card, scene: Scene, region: str | None) -> None:
+def _expect(card: Card, scene: Scene, choice: RunChoice) -> None:
     """Say what the run will need, and on what that rests."""
-    needs = loaders.estimate(card, scene, region)
+    needs = loaders.estimate(card, scene, choice.region, choice.align, choice.adapt)
     earlier = f"{needs.runs:,} earlier run{'s' if needs.runs > 1 else ''} of this model here"
     basis = f"by {earlier}" if needs.runs else "by a speed test of this machine; no run of this model here yet"
     size = f"{needs.pixels / 1e6:,.1f} megapixels" if needs.pixels >= 1e5 else f"{needs.pixels:,} pixels"

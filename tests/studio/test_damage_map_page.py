@@ -61,6 +61,17 @@ def test_before_a_run_its_time_and_disk_are_said(form):
     assert not form.button("run").disabled
 
 
+def test_the_options_are_part_of_the_time_that_is_said(prepared, monkeypatch):
+    monkeypatch.setattr("mmcd.services.estimates.matrix_speed", lambda: 1e9)
+    form = opened(scene=prepared.placed.id)
+    said = {captions(form)}
+    for option in ("align", "adapt"):
+        form.checkbox(f"{option}-{prepared.placed.id}").check().run()
+        assert not form.exception
+        said.add(captions(form))
+    assert len(said) == 3
+
+
 def test_a_typed_region_goes_into_the_address_and_makes_the_run_smaller(form, prepared):
     key = f"region-{prepared.placed.id}"
     west, south, east, north = 171.01, -44.28, 171.03, -44.26
