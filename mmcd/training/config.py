@@ -120,6 +120,8 @@ class TrainerConfig(Config):
         epochs: Passes over as many samples as the training folds hold; the learning rate is 0 at their end.
         stop_after: Epochs after which to stop before that, for a run without a held-out fold: what grouped
             validation of the same schedule found best.
+        keep: Which epoch's weights a run with a held-out fold leaves: the one that did best on the fold, or the last
+            one, as a run without a fold does. Where folds calibrate the weights of such a run, it has to be the last.
         device: Device to run on.
         precision: Arithmetic; ``auto`` is bf16 where the device has it.
         loggers: Where losses and metrics are written.
@@ -127,6 +129,7 @@ class TrainerConfig(Config):
 
     epochs: int = Field(default=15, ge=1)
     stop_after: int | None = Field(default=None, ge=1)
+    keep: Literal["best", "last"] = "best"
     device: Device = "auto"
     precision: Precision = "auto"
     loggers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard", "mlflow")

@@ -104,7 +104,7 @@ def open_split(config: ChangeTraining, progress: Progress = silent) -> Split:
 
 
 def run_training(config: ChangeTraining, resume: bool = False, progress: Progress = silent) -> TrainedRun:
-    """Train, keep the best checkpoint of the held-out fold, write its outputs and export weights with a card.
+    """Train, keep the checkpoint that is asked for, write its outputs on the fold and export weights with a card.
 
     Args:
         config: What to train.
@@ -123,8 +123,8 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
     trainer = _trainer(config, folder, len(split.held_out) > 0, progress)
     _fit(trainer, task, split, last if resume else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    best = folder / "best.ckpt" if len(split.held_out) else last
-    stored = torch.load(best, map_location="cpu", weights_only=False)
+    kept = last if config.trainer.keep == "last" or not len(split.held_out) else folder / "best.ckpt"
+    stored = torch.load(kept, map_location="cpu", weights_only=False)
     task.load_state_dict(stored["state_dict"])
     return _finish(config, folder, task, split, metrics)
 
@@ -208,9 +208,11 @@ def _plain_loader(dataset: PairDataset, indices: NDArray[np.intp], config: Chang
 def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Progress) -> L.Trainer:
     device = choose_device(config.trainer.device)
     bf16 = choose_precision(config.trainer.precision, device) == torch.bfloat16
-    kept: dict[str, Any] = {"filename": "last"}
+    # The last epoch has a checkpoint of its own: Lightning's save_last only follows the best one.
+    always: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+    checkpoints = [ModelCheckpoint(filename="last", **always)]
     if validates:
-        kept = {"filename": "best", "monitor": MONITOR, "mode": "max", "save_last": True}
+        checkpoints.append(ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **always))
     return L.Trainer(
         accelerator=device.type,
         devices=1,
@@ -220,7 +222,7 @@ def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Pr
         logger=_loggers(config, folder),
         callbacks=[
             EMAWeightAveraging(decay=config.optimiser.ema),
-            ModelCheckpoint(dirpath=folder, enable_version_counter=False, **kept),
+            *checkpoints,
             _Report(progress),
             _Stop(config.trainer.stop_after or config.trainer.epochs),
         ],

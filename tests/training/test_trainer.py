@@ -12,6 +12,7 @@ import yaml
 from mmcd.errors import Cancelled, ConfigError, DataError
 from mmcd.models import zoo
 from mmcd.services.train import TrainRequest, train
+from mmcd.training import trainer
 from mmcd.training.config import ChangeTraining
 from mmcd.training.tasks import ChangeTask, normalise, rate, roi_share
 from mmcd.training.trainer import _mlflow, open_split
@@ -94,6 +95,21 @@ def test_training_stops_before_the_end_of_its_schedule(request_of):
     stored = torch.load(short.folder / "last.ckpt", weights_only=False)
     assert (stored["epoch"], stored["global_step"]) == (0, 3)
     assert stored["optimizer_states"][0]["param_groups"][0]["lr"] > 0.5e-3
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_run_leaves_the_epoch_that_is_asked_for(request_of, monkeypatch, keep):
+    monkeypatch.setattr(trainer, "MONITOR", "val/bce")  # the highest is taken, and the first epoch has it
+    run = train(request_of(**{"trainer.keep": keep}))
+    stored = {name: torch.load(run.folder / f"{name}.ckpt", weights_only=False) for name in ("best", "last")}
+    assert [stored[name]["epoch"] for name in ("best", "last")] == [0, 1]
+    _, model = zoo.load(run.card)
+    biases = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim == 1}  # not rounded to half
+
+    def same_as(name):
+        return all(torch.equal(tensor, stored[name]["state_dict"][f"model.{key}"]) for key, tensor in biases.items())
+
+    assert {name: same_as(name) for name in stored} == {"best": keep == "best", "last": keep == "last"}
 
 
 def test_mlflow_keeps_the_run_in_a_local_store(request_of, workspace):
