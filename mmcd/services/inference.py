@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -480,11 +480,21 @@ def _write_products(job: _Job, work: Path, run_id: str) -> dict[str, Any]:
     return areas
 
 
+def _forget_evidence(folder: Path) -> None:
+    """Remove what an earlier run into the same folder said of buildings; only a file that its manifest names."""
+    manifest = folder / "manifest.json"
+    with suppress(ValueError):  # somebody else's file
+        if manifest.is_file() and "evidence" in json.loads(manifest.read_text()):
+            (folder / EVIDENCE_FILE).unlink(missing_ok=True)
+
+
 def _publish(work: Path, folder: Path) -> None:
     """Move the results to their final names; the manifest last, because it marks a run as finished."""
     try:
         if (work / EVIDENCE_FILE).exists():
             (work / EVIDENCE_FILE).replace(folder / EVIDENCE_FILE)
+        else:
+            _forget_evidence(folder)
         for name in RUN_FILES:
             (work / name).replace(folder / name)
         shutil.rmtree(work)

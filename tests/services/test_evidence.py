@@ -151,6 +151,20 @@ def test_a_model_of_change_alone_writes_nothing_more(small_pair: Pair, card_path
     assert set(pystac.Item.from_file(result.folder / "item.json").assets) == {"score", "mask", "manifest"}
 
 
+def test_a_later_run_into_the_same_folder_leaves_no_evidence_of_another_model(
+    small_pair: Pair, card_path: Path, whole: RunResult, tmp_path: Path
+) -> None:
+    foreign, out = tmp_path / "foreign", tmp_path / "out"
+    shutil.copytree(whole.folder, out)
+    foreign.mkdir()
+    (foreign / "buildings.tif").write_text("not of a run")
+    (foreign / "manifest.json").write_text("not JSON")
+    for folder in (out, foreign):
+        predict(request(small_pair, card_path, out=folder))
+    assert not (out / "buildings.tif").exists()
+    assert (foreign / "buildings.tif").exists()
+
+
 def test_evidence_is_part_of_what_a_run_is_known_by_and_needs_disk(
     small_pair: Pair, building_card_path: Path, tmp_path: Path
 ) -> None:
