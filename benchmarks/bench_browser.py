@@ -1,33 +1,20 @@
 """Part e: from the slider's input to the repainted map, in Chromium over a score of 8192 x 8192 px."""
 
-import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import psutil
 from affine import Affine
+from bench_app import chromium, paint_run, served
 from bench_table import Options, Row, Target, missing, number
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 from scipy.ndimage import gaussian_filter
 
-from mmcd.export import area_summary, write_item, write_mask
 from mmcd.geo.catalog import Catalog, Scene
 from mmcd.geo.cog import Band, write_cog
 from mmcd.geo.grid import Grid
 from mmcd.paths import workspace
-from mmcd.score import score_counts
-from mmcd.services.runs import run_folder, run_id_of
 
 SIDE, IMAGE_SIDE, GSD = 8192, 1024, 0.5
 THRESHOLD = 0.5
@@ -35,7 +22,6 @@ MOVES = 60
 PAUSE_MS = 150
 PATIENCE_MS = 180_000
 VIEW = {"width": 1280, "height": 900}
-ROOT = Path(__file__).resolve().parent.parent
 
 # Both sides note times since the epoch: their frames have different origins. The map repaints in an animation callback;
 # a message that is posted there arrives once that frame is drawn.
@@ -64,18 +50,14 @@ NOTE_REPAINTS = """canvas => {
 def slider_to_repaint(options: Options) -> list[Row]:
     """Part e: the slowest twentieth of small moves of the threshold, on a map that shows the whole score."""
     what = f"slider to repaint, {SIDE:,} x {SIDE:,}"
-    chromium = shutil.which("chromium")
-    if chromium is None:
+    if shutil.which("chromium") is None:
         return [missing("e", what, "there is no chromium on the path")]
     scene, run_id = _prepared(workspace())
-    with _app() as address, sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+    with served(workspace(), {}) as address, chromium() as browser:
         page = browser.new_page(viewport=VIEW)
         page.set_default_timeout(PATIENCE_MS)
         page.goto(f"{address}/damage_map?scene={scene.id}&run={run_id}")
         delays, tiles = _delays(page)
-        browser.close()
     if not delays:
         return [missing("e", what, "no move was followed by a repaint")]
     p95 = float(np.quantile(delays, 0.95))
@@ -133,56 +115,17 @@ def _prepared(folder: Path) -> tuple[Scene, str]:
     )
     catalog = folder / "scenes"
     (Catalog.open(catalog) if (catalog / "catalog.json").is_file() else Catalog.create(catalog)).add(scene)
-    run_id = run_id_of("large score")
-    run = run_folder(run_id)
-    stored = np.tile(smooth, (SIDE // IMAGE_SIDE, SIDE // IMAGE_SIDE))
-    write_cog(run / "score.tif", stored, grid)
-    write_mask(run / "score.tif", grid, THRESHOLD, run / "mask.tif", {})
-    write_item(run, run_id, grid, None, {})
-    manifest = {
-        "run_id": run_id,
-        "inputs": {"scene": scene.id},
-        "model": {"name": "noise", "version": "1", "why": "it was asked for"},
-        "region": None,
-        "threshold": THRESHOLD,
-        "warnings": [],
-        "areas": area_summary(score_counts(stored), THRESHOLD, grid.pixel_area_m2),
-        "finished": datetime.now(UTC).isoformat(),
-    }
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    return scene, run_id
+    return scene, paint_run(
+        "large score",
+        scene.id,
+        np.tile(smooth, (SIDE // IMAGE_SIDE, SIDE // IMAGE_SIDE)),
+        grid,
+        THRESHOLD,
+        model={"name": "noise", "version": "1", "why": "it was asked for"},
+        warnings=[],
+        finished=datetime.now(UTC).isoformat(),
+    )
 
 
 def _grid(side: int, gsd: float) -> Grid:
     return Grid("EPSG:32759", Affine(gsd, 0, 500_000, 0, -gsd, 5_100_000), side, side)
-
-
-@contextmanager
-def _app() -> Iterator[str]:
-    """The app as a user starts it, on a free port; it and what it started end with the block."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
-    with (workspace() / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=log, stderr=log)
-        try:
-            _wait_for(f"http://localhost:{port}/_stcore/health", server)
-            yield f"http://localhost:{port}"
-        finally:
-            family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-            for process in family:
-                process.terminate()
-            for process in psutil.wait_procs(family, timeout=10)[1]:
-                process.kill()
-
-
-def _wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + PATIENCE_MS / 1000
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    raise RuntimeError("the app did not start")

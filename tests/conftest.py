@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 PAIR_SIZE = (700, 900)
 
+Slices = tuple[slice, slice]
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what needs the shared images or chromium where those are missing; under CI that is a failure."""
@@ -52,19 +54,29 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An optical (3 bands) and a SAR (1 band) COG of 700 × 900 px at 10 m; the SAR has a hole and an empty edge."""
-    folder = tmp_path_factory.mktemp("pair")
-    rng = np.random.default_rng(0)
-    noise = gaussian_filter(rng.normal(size=(4, *PAIR_SIZE)), (0, 3, 3))
+def write_pair(folder: Path, seed: int, shape: tuple[int, int], sigma: int, holes: list[Slices]) -> tuple[Path, Path]:
+    """Write an optical (3 bands) and a SAR (1 band) COG of smooth noise at 10 m; the SAR has holes without data."""
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=(4, *shape)), (0, sigma, sigma))
     images = np.clip(128 + 400 * noise, 1, 255).astype(np.uint8)
-    images[3, :, :40] = 0
-    images[3, 300:340, 500:560] = 0
-    grid = Grid("EPSG:32634", Affine(10, 0, 400_000, 0, -10, 4_600_000), *PAIR_SIZE)
+    for hole in holes:
+        images[3][hole] = 0
+    grid = Grid("EPSG:32634", Affine(10, 0, 400_000, 0, -10, 4_600_000), *shape)
     pre = write_cog(folder / "pre.tif", images[:3], grid, Band(names=("B11", "B8", "B3")))
     post = write_cog(folder / "post.tif", images[3], grid, Band(names=("VV",), nodata=0))
     return pre, post
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An optical (3 bands) and a SAR (1 band) COG of 700 × 900 px at 10 m; the SAR has a hole and an empty edge."""
+    holes = [np.s_[:, :40], np.s_[300:340, 500:560]]
+    return write_pair(tmp_path_factory.mktemp("pair"), 0, PAIR_SIZE, 3, holes)
+
+
+@pytest.fixture(scope="session")
+def small_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An optical and a SAR COG of 60 × 160 px at 10 m; the SAR has a hole."""
+    return write_pair(tmp_path_factory.mktemp("small-pair"), 1, (60, 160), 2, [np.s_[20:40, 100:120]])
 
 
 @pytest.fixture(scope="session")
@@ -122,19 +134,6 @@ def building_card_path(card_path: Path, tmp_path_factory: pytest.TempPathFactory
     }
     write_card(read_card(card_path).model_copy(update=changes), folder / "tiny.toml")
     return folder / "tiny.toml"
-
-
-@pytest.fixture(scope="session")
-def small_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An optical and a SAR COG of 60 × 160 px at 10 m; the SAR has a hole."""
-    folder = tmp_path_factory.mktemp("small-pair")
-    noise = gaussian_filter(np.random.default_rng(1).normal(size=(4, 60, 160)), (0, 2, 2))
-    images = np.clip(128 + 400 * noise, 1, 255).astype(np.uint8)
-    images[3, 20:40, 100:120] = 0
-    grid = Grid("EPSG:32634", Affine(10, 0, 400_000, 0, -10, 4_600_000), 60, 160)
-    pre = write_cog(folder / "pre.tif", images[:3], grid, Band(names=("B11", "B8", "B3")))
-    post = write_cog(folder / "post.tif", images[3], grid, Band(names=("VV",), nodata=0))
-    return pre, post
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A workspace with two small scenes and a finished run, written as mmcd writes them, and the map's assets."""
 
+import importlib
 import json
 from dataclasses import dataclass
 from datetime import date
@@ -13,12 +14,13 @@ from affine import Affine
 from rasterio.warp import transform
 from scipy.ndimage import gaussian_filter
 
-from mmcd.export import area_summary, write_item, write_mask
 from mmcd.geo.catalog import Catalog, Scene
-from mmcd.geo.cog import write_cog
 from mmcd.geo.grid import Grid
-from mmcd.score import encode_score, score_counts
-from mmcd.services.runs import run_id_of
+from mmcd.score import encode_score
+
+with pytest.MonkeyPatch.context() as patch:  # benchmarks/ is no package
+    patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    bench_app = importlib.import_module("bench_app")
 
 SIZE = 512
 THRESHOLD = 0.5
@@ -116,34 +118,27 @@ def _add_scenes(folder: Path) -> tuple[Scene, Scene]:
     return placed, loose
 
 
-def _add_run(workspace: Path, scene: Scene) -> tuple[str, np.ndarray]:
-    run_id = run_id_of("a finished run")
-    folder = workspace / "runs" / run_id
-    folder.mkdir(parents=True)
+def _add_run(scene: Scene) -> tuple[str, np.ndarray]:
     valid = np.ones((SIZE, SIZE), bool)
     valid[:HOLE, :HOLE] = False
     stored = encode_score(np.tile(np.linspace(0, 1, SIZE), (SIZE, 1)), valid)
-    write_cog(folder / "score.tif", stored, GRID)
-    write_mask(folder / "score.tif", GRID, THRESHOLD, folder / "mask.tif", {})
-    write_item(folder, run_id, GRID, None, {})
-    manifest = {
-        "run_id": run_id,
-        "inputs": {"scene": scene.id},
-        "model": {"name": "ramp", "version": "1", "why": "it was asked for"},
-        "region": None,
-        "threshold": THRESHOLD,
-        "warnings": ["The season differs."],
-        "areas": area_summary(score_counts(stored), THRESHOLD, GRID.pixel_area_m2),
-        "finished": "2026-05-04T13:30:00+00:00",
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    run_id = bench_app.paint_run(
+        "a finished run",
+        scene.id,
+        stored,
+        GRID,
+        THRESHOLD,
+        model={"name": "ramp", "version": "1", "why": "it was asked for"},
+        warnings=["The season differs."],
+        finished="2026-05-04T13:30:00+00:00",
+    )
     return run_id, stored
 
 
 def prepare(workspace: Path) -> Prepared:
     """Fill the workspace that ``MMCD_WORKSPACE`` names."""
     placed, loose = _add_scenes(workspace / "scenes")
-    return Prepared(workspace, placed, loose, *_add_run(workspace, placed))
+    return Prepared(workspace, placed, loose, *_add_run(placed))
 
 
 @pytest.fixture

@@ -1,29 +1,19 @@
 """The app as a user starts it, and a real browser in front of it."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect
 
 from mmcd.services.assets import fetch_assets
 
-from ..conftest import Prepared, filled_workspace
+from ..conftest import Prepared, bench_app, filled_workspace
 
-ROOT = Path(__file__).resolve().parents[3]
-STARTED_SECONDS = 180  # the first import of everything takes long on a busy machine
 PATIENCE_MS = 30_000  # a page may wait for its turn on a busy machine; what it shows must still be right
 
 # Streamlit's own: it looks for its server below a page's path first, its component frames ask for features that this
@@ -80,37 +70,15 @@ def shared_workspace(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def address(shared_workspace, assets: Path) -> Iterator[str]:
     """Address of the running app; the server and its worker end with the tests."""
     shutil.copytree(assets, shared_workspace.folder / "assets", dirs_exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    log = (shared_workspace.folder / "server.log").open("wb")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"],
-        cwd=ROOT,
-        env={**os.environ, "MMCD_WORKSPACE": str(shared_workspace.folder), "OMP_NUM_THREADS": "1"},
-        stdout=log,
-        stderr=log,
-    )
-    try:
-        _wait_for(f"http://localhost:{port}/_stcore/health", server)
-        yield f"http://localhost:{port}"
-    finally:
-        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        for process in family:
-            process.terminate()
-        for process in psutil.wait_procs(family, timeout=10)[1]:
-            process.kill()
-        log.close()
+    with bench_app.served(shared_workspace.folder, {"OMP_NUM_THREADS": "1"}) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     expect.set_options(timeout=PATIENCE_MS)
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
-        yield browser
-        browser.close()
+    with bench_app.chromium() as started:
+        yield started
 
 
 @pytest.fixture
@@ -130,14 +98,3 @@ def watched(browser: Browser) -> Iterator[Watched]:
     context.close()
     assert watched.foreign == []
     assert watched.complaints == []
-
-
-def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + STARTED_SECONDS
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    raise RuntimeError("the app did not start")
