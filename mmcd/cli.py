@@ -315,18 +315,21 @@ def data_simulate(
     gsd: Annotated[float, typer.Option(help="Pixel size in metres.")] = 0.5,
     seed: int = 0,
     event: Annotated[str | None, typer.Option(help="Event type; all in turn when left out.")] = None,
-    layout: Annotated[str, typer.Option(help="catalog: a STAC catalog of scenes.")] = "catalog",
+    layout: Annotated[
+        str, typer.Option(help="catalog (STAC), bright (BRIGHT's flat tree) or dfc25 (contest).")
+    ] = "catalog",
     samples: Annotated[bool, typer.Option("--samples", help="Write the eight scenes of sample_data/.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Write simulated disaster scenes with labels and building footprints."""
     from mmcd.services.simulate import SimulateRequest, simulate
+    from mmcd.services.simulate_bright import simulate_bright
 
     request = SimulateRequest.checked(
         out=out, scenes=scenes, size=size, gsd=gsd, seed=seed, event=event, layout=layout, samples=samples
     )
     with _ProgressBar() as progress:
-        result = simulate(request, progress)
+        result = (simulate if samples or layout == "catalog" else simulate_bright)(request, progress)
     if json_output:
         _print_json(result.to_dict())
     else:

@@ -112,7 +112,8 @@ class SimulateRequest(Config):
         gsd: Metres a pixel.
         seed: Seed of the first scene; the next ones count up.
         event: Event type; None lets all types take turns.
-        layout: ``catalog`` writes a STAC catalog of COGs and GeoJSON footprints.
+        layout: ``catalog`` writes a STAC catalog of COGs and GeoJSON footprints; ``bright`` and ``dfc25`` are for
+            `mmcd.services.simulate_bright`: tiles in BRIGHT's flat layout or in its contest's folders.
         samples: Write the scenes of ``sample_data/`` and ignore the other choices.
     """
 
@@ -122,16 +123,16 @@ class SimulateRequest(Config):
     gsd: float = 0.5
     seed: int = Field(default=0, ge=0)
     event: Event | None = None
-    layout: Literal["catalog"] = "catalog"
+    layout: Literal["catalog", "bright", "dfc25"] = "catalog"
     samples: bool = False
 
 
 @dataclass(frozen=True)
 class SimulateResult:
-    """The catalog that was written.
+    """What was written.
 
     Attributes:
-        catalog: Path of its ``catalog.json``.
+        catalog: Path of the ``catalog.json``, or the folder in BRIGHT's layouts.
         scenes: Ids of its scenes.
     """
 
