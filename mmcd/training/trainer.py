@@ -208,11 +208,12 @@ def _plain_loader(dataset: PairDataset, indices: NDArray[np.intp], config: Chang
 def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Progress) -> L.Trainer:
     device = choose_device(config.trainer.device)
     bf16 = choose_precision(config.trainer.precision, device) == torch.bfloat16
-    # The last epoch has a checkpoint of its own: Lightning's save_last only follows the best one.
+    # The last epoch has a checkpoint of its own: Lightning's save_last only follows the best one. It is written after
+    # the best one, because it holds what a resumed run knows of it.
     always: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
     checkpoints = [ModelCheckpoint(filename="last", **always)]
     if validates:
-        checkpoints.append(ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **always))
+        checkpoints.insert(0, ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **always))
     return L.Trainer(
         accelerator=device.type,
         devices=1,

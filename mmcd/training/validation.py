@@ -189,7 +189,8 @@ def fit_decision(
     Args:
         outputs: Out-of-fold outputs.
         training_share: Share of change of the training set.
-        shifts: Shares of change in use, as parts of it; probabilities are calibrated for the first.
+        shifts: Shares of change in use, as parts of it; probabilities are calibrated for the first. The threshold is
+            chosen for these parts of every event's own share.
         head: Use the head's logit.
         cosine: Use the embedding distance.
     """

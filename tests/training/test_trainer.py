@@ -67,6 +67,20 @@ def test_resumed_equals_uninterrupted(request_of):
     assert whole.metrics == resumed.metrics
 
 
+def test_a_resumed_run_still_knows_its_best_epoch(request_of, monkeypatch):
+    monkeypatch.setattr(trainer, "MONITOR", "val/bce")  # the highest is taken, and the first epoch has it
+
+    def stop_in_the_second_epoch(stage, done, total):
+        if done == 3:
+            raise Cancelled("Stopped.")
+
+    with pytest.raises(Cancelled):
+        train(request_of(), stop_in_the_second_epoch)
+    folder = train(request_of(resume=True)).folder
+    stored = {name: torch.load(folder / f"{name}.ckpt", weights_only=False) for name in ("best", "last")}
+    assert [stored[name]["epoch"] for name in ("best", "last")] == [0, 1]
+
+
 def test_ctrl_c_is_a_cancelled_run_that_can_go_on(request_of):
     def interrupt(stage, done, total):
         if done == 3:
