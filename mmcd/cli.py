@@ -5,21 +5,23 @@ codes: 0 fine, 1 the input or the data is at fault (one line: cause and next ste
 command imports what it needs when it runs, so `mmcd --help` answers at once.
 """
 
-import json
 import logging
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
+from mmcd.commands.data import data_app
+from mmcd.commands.terminal import JsonFlag
+from mmcd.commands.terminal import ProgressBar as _ProgressBar
+from mmcd.commands.terminal import escaped as _escaped
+from mmcd.commands.terminal import messages as _messages
+from mmcd.commands.terminal import print_json as _print_json
+from mmcd.commands.terminal import report as _report
+from mmcd.commands.terminal import results as _results
 from mmcd.errors import Cancelled, MmcdError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 app = typer.Typer(
     name="mmcd",
@@ -29,7 +31,6 @@ app = typer.Typer(
     add_completion=False,
 )
 scenes_app = typer.Typer(help="Disaster scenes of the sample catalog and the workspace.", no_args_is_help=True)
-data_app = typer.Typer(help="Training and sample data.", no_args_is_help=True)
 train_app = typer.Typer(help="Train models.", no_args_is_help=True)
 infer_app = typer.Typer(help="Score image pairs.", no_args_is_help=True)
 weights_app = typer.Typer(help="Weights and their cards.", no_args_is_help=True)
@@ -44,10 +45,6 @@ for name, group in {
 }.items():
     app.add_typer(group, name=name)
 
-_messages = Console(stderr=True)
-_results = Console(width=None if sys.stdout.isatty() else 200)
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
 ImageArgument = Annotated[str, typer.Argument(help="Path, or http(s) address that is downloaded first.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto (bf16 where native), bf16 or fp32.")]
@@ -72,12 +69,6 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _escaped(value: object) -> str:
-    from rich.markup import escape
-
-    return escape(str(value))
-
-
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
@@ -87,51 +78,6 @@ def _options(
 
         _results.print(__version__)
         raise typer.Exit
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, allow_nan=False, default=str) + "\n")
-
-
-def _report(title: str, values: dict[str, Any]) -> None:
-    table = Table(title=title, show_header=False)
-    for key, value in values.items():
-        table.add_row(key, _escaped(f"{value:.4f}" if isinstance(value, float) else value))
-    _results.print(table)
-
-
-LOG_SECONDS = 10.0
-"""Seconds between two lines of progress in a log, so that a run of an hour says where it is and a short one nothing."""
-
-
-class _ProgressBar:
-    """Progress on standard error, fed by `Progress` callbacks: a bar on a terminal, now and then a line in a log."""
-
-    def __enter__(self) -> "Callable[[str, int, int], None]":
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=_messages,
-            transient=True,
-            disable=not _messages.is_terminal,
-        )
-        self._bar.start()
-        self._next_line = time.monotonic() + LOG_SECONDS
-        self._task = self._bar.add_task("starting", total=None)
-        return self._update
-
-    def _update(self, stage: str, done: int, total: int) -> None:
-        self._bar.update(self._task, description=stage, completed=done, total=total or None)
-        if self._bar.disable and time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LOG_SECONDS
-            _messages.print(f"{stage} {done:,} of {total:,}" if total > 1 else stage)
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
 
 
 @app.command()
@@ -305,35 +251,6 @@ def workspace_clear(
         _print_json(cleared.to_dict())
     else:
         _messages.print(f"Removed {cleared.entries:,} {what}, {cleared.size / 1e6:,.1f} MB.")
-
-
-@data_app.command("simulate")
-def data_simulate(
-    out: Path,
-    scenes: Annotated[int, typer.Option(help="Number of scenes.")] = 1,
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 1024,
-    gsd: Annotated[float, typer.Option(help="Pixel size in metres.")] = 0.5,
-    seed: int = 0,
-    event: Annotated[str | None, typer.Option(help="Event type; all in turn when left out.")] = None,
-    layout: Annotated[
-        str, typer.Option(help="catalog (STAC), bright (BRIGHT's flat tree) or dfc25 (contest).")
-    ] = "catalog",
-    samples: Annotated[bool, typer.Option("--samples", help="Write the eight scenes of sample_data/.")] = False,
-    json_output: JsonFlag = False,
-) -> None:
-    """Write simulated disaster scenes with labels and building footprints."""
-    from mmcd.services.simulate import SimulateRequest, simulate
-    from mmcd.services.simulate_bright import simulate_bright
-
-    request = SimulateRequest.checked(
-        out=out, scenes=scenes, size=size, gsd=gsd, seed=seed, event=event, layout=layout, samples=samples
-    )
-    with _ProgressBar() as progress:
-        result = (simulate if samples or layout == "catalog" else simulate_bright)(request, progress)
-    if json_output:
-        _print_json(result.to_dict())
-    else:
-        _messages.print(f"{len(result.scenes)} scenes in {_escaped(result.catalog)}.")
 
 
 @train_app.command("start")

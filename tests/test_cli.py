@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from mmcd import cli
 from mmcd.cards import find_card, list_cards
+from mmcd.commands import terminal
 from mmcd.jobs import open_store
 from mmcd.paths import shipped
 from mmcd.services.runs import load_run
@@ -51,8 +51,8 @@ def test_a_log_says_now_and_then_how_far_a_run_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seconds, expected in ((0.0, "score 1,200 of 8,000\n"), (60.0, "")):
-        monkeypatch.setattr(cli, "LOG_SECONDS", seconds)
-        with cli._ProgressBar() as progress:
+        monkeypatch.setattr(terminal, "LOG_SECONDS", seconds)
+        with terminal.ProgressBar() as progress:
             progress("score", 1_200, 8_000)
         assert capsys.readouterr().err == expected
 

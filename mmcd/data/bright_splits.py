@@ -1,7 +1,7 @@
 """Which BRIGHT tiles are for what: the official lists, cross-event protocols and the blacklist."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -105,19 +105,26 @@ def cross_event_split(
     return BrightSplit(name, parts | {"test": tuple(sorted(held_out - learnt))}, standard.warnings)
 
 
-def resolve_split(split: BrightSplit, index: BrightIndex) -> tuple[dict[str, tuple[BrightTile, ...]], tuple[str, ...]]:
-    """Return the tiles of each part of a split that are on disk, and a warning for each part with ids that are not.
+def resolve_split(
+    split: BrightSplit, index: BrightIndex, wanted: Sequence[str] | None = None
+) -> tuple[dict[str, tuple[BrightTile, ...]], tuple[str, ...]]:
+    """Return the tiles of parts of a split that are on disk, and a warning for each part with ids that are not.
+
+    Args:
+        split: Ids of each part.
+        index: What is on disk.
+        wanted: Parts that are needed, all when None.
 
     Raises:
-        DataError: A part of the split has no tile on disk at all.
+        DataError: A wanted part has no tile on disk at all.
     """
     by_place = {(tile.part, tile.id): tile for tile in index.tiles}
     anywhere = {tile.id: tile for tile in reversed(index.tiles)}
     found: dict[str, tuple[BrightTile, ...]] = {}
     warnings = []
-    for part, ids in split.parts.items():
-        folder = _CONTEST_FOLDERS[part]
-        tiles = {i: by_place.get((folder, i)) or anywhere.get(i) for i in ids}
+    for part in wanted or split.parts:
+        ids = split.parts.get(part, ())
+        tiles = {i: by_place.get((_CONTEST_FOLDERS[part], i)) or anywhere.get(i) for i in ids}
         found[part] = tuple(tile for tile in tiles.values() if tile is not None)
         absent = {i for i, tile in tiles.items() if tile is None}
         if not found[part]:

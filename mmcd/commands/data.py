@@ -1,0 +1,125 @@
+"""`mmcd data`: training and sample data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mmcd.commands.terminal import JsonFlag, ProgressBar, escaped, messages, print_json, report, results, warn
+
+data_app = typer.Typer(help="Training and sample data.", no_args_is_help=True)
+
+
+@data_app.command("simulate")
+def data_simulate(
+    out: Path,
+    scenes: Annotated[int, typer.Option(help="Number of scenes.")] = 1,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 1024,
+    gsd: Annotated[float, typer.Option(help="Pixel size in metres.")] = 0.5,
+    seed: int = 0,
+    event: Annotated[str | None, typer.Option(help="Event type; all in turn when left out.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="catalog (STAC), bright (BRIGHT's flat tree) or dfc25 (contest).")
+    ] = "catalog",
+    samples: Annotated[bool, typer.Option("--samples", help="Write the eight scenes of sample_data/.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Write simulated disaster scenes with labels and building footprints."""
+    from mmcd.services.simulate import SimulateRequest, simulate
+    from mmcd.services.simulate_bright import simulate_bright
+
+    request = SimulateRequest.checked(
+        out=out, scenes=scenes, size=size, gsd=gsd, seed=seed, event=event, layout=layout, samples=samples
+    )
+    with ProgressBar() as progress:
+        result = (simulate if samples or layout == "catalog" else simulate_bright)(request, progress)
+    if json_output:
+        print_json(result.to_dict())
+    else:
+        messages.print(f"{len(result.scenes)} scenes in {escaped(result.catalog)}.")
+
+
+@data_app.command("index")
+def data_index(
+    root: Annotated[Path, typer.Argument(help="Folder of BRIGHT, or of the contest's dfc25_track2_trainval.")],
+    out: Annotated[Path, typer.Option(help="Folder of the patch metadata.")],
+    dataset: Annotated[str, typer.Option(help="bright.")] = "bright",
+    config: Annotated[Path | None, typer.Option(help="YAML file with roi_patch_size, patch_stride ...")] = None,
+    limit: Annotated[int | None, typer.Option(help="Tiles at most.")] = None,
+    train_ratio: Annotated[float, typer.Option(help="Share of the patches to learn from.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
+    split_by: Annotated[
+        str, typer.Option(help="What stays on one side: event, group (tiles that touch), image, patch or lists.")
+    ] = "event",
+    select_disaster: Annotated[str, typer.Option(help="Part of the ids, such as earthquake.")] = "",
+    building_threshold: Annotated[float | None, typer.Option(help="Share of building in has_building; 0.2.")] = None,
+    blacklist: Annotated[
+        Path | None, typer.Option(help="Ids to leave out; ROOT/image_labels.txt if it is there.")
+    ] = None,
+    include_blacklist: Annotated[bool, typer.Option("--include-blacklist", help="Leave none out.")] = False,
+    lists: Annotated[Path | None, typer.Option(help="Folder of split lists: only their train tiles.")] = None,
+    protocol: Annotated[str, typer.Option(help="standard_ML, dfc25 or few_shot.")] = "standard_ML",
+    hold_out: Annotated[str | None, typer.Option(help="Event that is tested on: the cross-event protocol.")] = None,
+    one_shot: Annotated[bool, typer.Option("--one-shot", help="See one train and one val tile of it.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace metadata of another configuration.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """List the patch pairs of labelled tiles, with their damage, split so that nothing leaks."""
+    from mmcd.services.index import IndexRequest, build_index
+
+    request = IndexRequest.checked(
+        root=root,
+        out=out,
+        dataset=dataset,
+        config=config,
+        limit=limit,
+        train_ratio=train_ratio,
+        seed=seed,
+        split_by=split_by,
+        select_disaster=select_disaster,
+        building_threshold=building_threshold,
+        blacklist=blacklist,
+        include_blacklist=include_blacklist,
+        lists=lists,
+        protocol=protocol,
+        hold_out=hold_out,
+        one_shot=one_shot,
+        overwrite=overwrite,
+    )
+    with ProgressBar() as progress:
+        result = build_index(request, progress)
+    if json_output:
+        print_json(result.to_dict())
+    else:
+        warn(result.warnings)
+        stats = result.summary["stats"]
+        facts = {f"{part} {key}": value for part in ("train", "val") for key, value in stats[part].items()}
+        report(f"Patches of {result.tiles:,} tiles, split by {result.summary['split_by']}", facts)
+
+
+@data_app.command("tiles")
+def data_tiles(
+    root: Annotated[Path, typer.Argument(help="Folder of BRIGHT, or of the contest's dfc25_track2_trainval.")],
+    footprints: Annotated[Path | None, typer.Option(help="Write the outline of every tile as GeoJSON.")] = None,
+    lists: Annotated[
+        Path | None, typer.Option(help="Folder of split lists: parts are counted and written too.")
+    ] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Count the tiles of each event, name every missing file, and say where the tiles lie."""
+    from mmcd.services.bright import TilesRequest, list_tiles
+
+    with ProgressBar() as progress:
+        result = list_tiles(TilesRequest(root=root, footprints=footprints, lists=lists), progress)
+    if json_output:
+        print_json(result.to_dict())
+        return
+    warn(result.warnings)
+    table = Table(
+        "event", "name", "tiles", "labelled", "parts", title=f"{result.tiles:,} tiles, {result.layout} layout"
+    )
+    for event in result.events:
+        parts = ", ".join(f"{part} {count:,}" for part, count in event.parts.items())
+        table.add_row(escaped(event.event), event.name, f"{event.tiles:,}", f"{event.labelled:,}", escaped(parts))
+    results.print(table)
