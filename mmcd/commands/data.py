@@ -123,3 +123,27 @@ def data_tiles(
         parts = ", ".join(f"{part} {count:,}" for part, count in event.parts.items())
         table.add_row(escaped(event.event), event.name, f"{event.tiles:,}", f"{event.labelled:,}", escaped(parts))
     results.print(table)
+
+
+@data_app.command("download")
+def data_download(
+    name: Annotated[str, typer.Argument(help="bright (flat, whole) or dfc25 (the contest's folders).")],
+    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
+    event: Annotated[
+        list[str] | None, typer.Option(help="Only this event, as in the ids; may be repeated. All if left out.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Where the archives lie, for a mirror.")] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Fetch a data set, or single events of it, file by file out of its published archives."""
+    from mmcd.services.download import LICENCE, DownloadRequest, download
+
+    request = DownloadRequest.checked(name=name, root=root, events=tuple(event or ()), address=address)
+    messages.print(LICENCE, soft_wrap=True, highlight=False)
+    with ProgressBar() as progress:
+        result = download(request, progress)
+    warn(result.warnings)
+    if json_output:
+        print_json(result.to_dict())
+    else:
+        messages.print(f"{result.fetched:,} files fetched ({result.size / 1e6:,.1f} MB), {result.kept:,} were there.")

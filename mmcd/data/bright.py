@@ -74,7 +74,7 @@ EVENTS = {
 NOT_SHARED = ("mexico-hurricane", "myanmar-hurricane", "ukraine-conflict")
 """Events whose optical images may not be passed on: 4246 SAR and label files are published, 3395 optical ones."""
 
-_ID = re.compile(r"(.+)_(\d+)")
+_ID = re.compile(r"(\w[\w.-]*)_(\d+)")
 _TOUCH = 1.0  # Pixels between two tiles that still count as touching: tiles are cut to whole pixels.
 
 
@@ -91,6 +91,11 @@ def event_of(image_id: str) -> str:
             "Ids are an event and a number, such as la_palma-volcano_00000113.",
         )
     return match[1]
+
+
+def is_tile_id(text: str) -> bool:
+    """Return whether a text is an event, an underscore and a number; such a text is safe as a file's name."""
+    return _ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -353,11 +358,11 @@ def _has_layers(folder: Path) -> bool:
 
 
 def _ids(home: Path, layer: Layer, strays: list[Path]) -> set[str]:
-    """Return the ids of the files of a layer; files of another name go to ``strays``."""
+    """Return the ids of the files of a layer; files of another name go to ``strays``, but for hidden ones."""
     ids = set()
-    for path in sorted((home / FOLDERS[layer]).glob("*.tif")):
+    for path in sorted((home / FOLDERS[layer]).glob("[!.]*.tif")):
         image_id = path.name.removesuffix(SUFFIXES[layer])
-        if path.name != image_id and _ID.fullmatch(image_id):
+        if path.name != image_id and is_tile_id(image_id):
             ids.add(image_id)
         else:
             strays.append(path)

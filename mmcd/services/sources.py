@@ -117,7 +117,13 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opened(request: urllib.request.Request) -> HTTPResponse:
+def opened(request: urllib.request.Request) -> HTTPResponse:
+    """Send a request and return the answer, after redirects to web addresses only.
+
+    Raises:
+        URLError: The server refuses or cannot be reached.
+        InputError: The address is none, or leads elsewhere than to the web.
+    """
     try:
         answer: HTTPResponse = urllib.request.build_opener(_WebOnly).open(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.URLError:
@@ -137,7 +143,7 @@ def _answer(address: str, path: Path) -> Iterator[HTTPResponse]:
         request.add_header("Range", f"bytes={_part_of(path).stat().st_size}-")
         request.add_header("If-Range", _validator_of(path).read_text())
     try:
-        with _opened(request) as answer:
+        with opened(request) as answer:
             yield answer
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what is here is no beginning of what is there

@@ -138,6 +138,7 @@ def test_every_missing_file_is_named_and_the_rest_goes_on(copy: Path) -> None:
     for path in (tiles[0].pre, tiles[2].post, tiles[4].label):
         path.unlink()
     (copy / "pre-event" / "notes.tif").touch()
+    (copy / "pre-event" / f"._{tiles[1].id}_pre_disaster.tif").touch()  # some systems leave these beside each file
     index = index_bright(copy)
     assert [tile.id for tile in index.tiles] == [tile.id for n, tile in enumerate(tiles) if n not in (0, 2)]
     assert [tile.id for tile in index.tiles if tile.label is None] == [tiles[4].id]
