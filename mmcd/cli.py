@@ -201,12 +201,13 @@ def scenes_remove(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
-    """Remove a scene that was added, with its downloads and uploads. Runs, and images given by path, stay."""
-    from mmcd.services.storage import removable, remove_scene
+    """Remove a scene that was added, with its downloads and uploads. Its runs stay, and so do images given by path."""
+    from mmcd.services.storage import removable, remove_scene, words_on_runs
 
     found = removable(scene_id)
     downloads = f" and {found.entries:,} of its images ({found.size / 1e6:,.1f} MB)" if found.entries else ""
-    if not yes and not typer.confirm(f"Remove {scene_id}{downloads} for good? Its runs stay.", err=True):
+    question = " ".join([f"Remove {scene_id}{downloads} for good?", words_on_runs(scene_id)]).rstrip()
+    if not yes and not typer.confirm(question, err=True):
         raise Cancelled("Nothing was removed.")
     removed = remove_scene(scene_id)
     if json_output:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mmcd.errors import StorageError
 
+ATTENDED_SECONDS = 60.0
+"""How long to wait for a lock that is held shortly, where somebody waits and nothing can interrupt."""
+
 _LOOK_SECONDS = 1.0  # between two looks at a lock, so that waiting can be told and interrupted
 
 

@@ -16,9 +16,10 @@ from mmcd.geo.catalog import Catalog, Scene, is_scene_id
 from mmcd.geo.check import CheckReport, Finding, check_pair
 from mmcd.geo.footprints import read_footprints
 from mmcd.geo.raster import RasterSource
-from mmcd.locks import turn
+from mmcd.locks import ATTENDED_SECONDS, turn
 from mmcd.paths import sample_data_dir, workspace_folder
 from mmcd.progress import Progress, silent
+from mmcd.services.runs import list_runs
 from mmcd.services.sources import local_file
 
 Event = Literal["earthquake", "explosion", "wildfire", "hurricane", "flood", "volcano", "conflict"]
@@ -87,7 +88,8 @@ class AddedScene:
 
 def list_scenes() -> list[Scene]:
     """Return all scenes, those of the workspace first."""
-    own = _workspace_catalog().scenes()
+    catalog = _workspace_catalog()
+    own = catalog.scenes() if catalog else []
     names = {scene.id for scene in own}
     return own + [scene for scene in _sample_scenes() if scene.id not in names]
 
@@ -108,7 +110,8 @@ def check_scene(request: AddSceneRequest, progress: Progress = silent) -> Checke
     """Fetch a pair of images and what belongs to it where it is not here yet, and check it. Adds nothing.
 
     Raises:
-        InputError: The id is taken or none, or a day is none. What is wrong with the files is in the report instead.
+        InputError: The id is taken, by a scene or by runs of a removed one, or is none; or a day is none. What is wrong
+            with the files is in the report instead.
         NetworkError: A file cannot be fetched.
         StorageError: There is no space for it.
     """
@@ -145,7 +148,8 @@ def keep_scene(request: AddSceneRequest) -> Scene:
 
 def is_own(scene_id: str) -> bool:
     """Return whether a scene was added by the user, so that it can be removed; samples belong to mmcd."""
-    return _workspace_catalog().holds(scene_id)
+    catalog = _workspace_catalog()
+    return catalog is not None and catalog.holds(scene_id)
 
 
 def own_scene(scene_id: str) -> Scene:
@@ -187,10 +191,10 @@ def add_scene(request: AddSceneRequest, progress: Progress = silent) -> AddedSce
 
 
 def free_id(title: str) -> str:
-    """Return an id for a new scene: its title in plain letters, numbered when there is a scene of this name."""
+    """Return an id for a new scene: its title in plain letters, numbered when there is a scene or a run of one."""
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60] or "scene"
-    taken = {scene.id for scene in list_scenes()}
+    taken = {scene.id for scene in list_scenes()} | {run.scene_id for run in list_runs()}
     numbered = (f"{name}-{number}" for number in itertools.count(2))
     return next(candidate for candidate in itertools.chain([name], numbered) if candidate not in taken)
 
@@ -221,6 +225,11 @@ def _check_id(scene_id: str) -> None:
         raise InputError(f"{scene_id!r} is not a scene id.", "Use letters, digits, '-', '_' and '.', no spaces.")
     if any(scene.id == scene_id for scene in list_scenes()):
         raise InputError(f"There is a scene {scene_id!r} already.", "Choose another id.")
+    if list_runs(scene_id):  # they would be shown over other images, as runs of the new scene
+        raise InputError(
+            f"There are runs of a scene {scene_id!r} that was removed.",
+            f"Clear them first (`mmcd workspace clear runs --scene {scene_id}`), or choose another id.",
+        )
 
 
 def _about_references(local: dict[str, str]) -> Iterator[Finding]:
@@ -264,13 +273,14 @@ def _scene_of(request: AddSceneRequest) -> Scene:
 @contextmanager
 def _catalog_to_change() -> Iterator[Catalog]:
     """Open the workspace's catalog while no other process writes it: the last one would undo what the first did."""
-    with turn(workspace_folder("locks") / "scenes.lock"):
-        yield _workspace_catalog()
+    with turn(workspace_folder("locks") / "scenes.lock", ATTENDED_SECONDS):
+        yield _workspace_catalog() or Catalog.create(workspace_folder("scenes"))
 
 
-def _workspace_catalog() -> Catalog:
+def _workspace_catalog() -> Catalog | None:
+    """Open the workspace's catalog; None before the first scene: readers, who hold no lock, must not write one."""
     folder = workspace_folder("scenes")
-    return Catalog.open(folder) if (folder / "catalog.json").exists() else Catalog.create(folder)
+    return Catalog.open(folder) if (folder / "catalog.json").exists() else None
 
 
 def _sample_scenes() -> list[Scene]:

@@ -169,8 +169,19 @@ def removable(scene_id: str) -> Cleared:
     return Cleared(len(folders), sum(_size(folder) for folder in folders))
 
 
+def words_on_runs(scene_id: str) -> str:
+    """Return a sentence on what becomes of a scene's runs when it is removed; empty where there are none."""
+    count = len(list_runs(scene_id))
+    if not count:
+        return ""
+    runs = f"Its {count:,} runs stay" if count > 1 else "Its only run stays"
+    return f"{runs} in the workspace and can then only be exported by id, without the scene's footprints."
+
+
 def remove_scene(scene_id: str) -> Cleared:
-    """Remove a scene that was added, with its downloads and uploads; its runs stay, and so do files given by path.
+    """Remove a scene that was added, with its downloads and uploads; files given by path stay.
+
+    Its runs stay as well, but can only be exported by id. While they are there, no other scene can have this id.
 
     Returns:
         Number and bytes of the images that went with it.

@@ -13,7 +13,7 @@ import streamlit as st
 from mmcd.geo.catalog import Scene
 from mmcd.services.runs import Run
 from mmcd.services.scenes import is_own
-from mmcd.services.storage import removable, remove_scene
+from mmcd.services.storage import removable, remove_scene, words_on_runs
 from mmcd.studio import loaders
 from mmcd.studio.layers import MapCall, View, land_url, new_map, url
 from mmcd.studio.loaders import size
@@ -162,7 +162,7 @@ def remove_button(scene: Scene) -> None:
     with st.popover("Remove this scene", icon=":material/delete:", width="stretch"):
         found = removable(scene.id)
         freed = f"Frees **{disk(found.size)}** that were downloaded or uploaded for it." if found.entries else ""
-        st.markdown(f"{freed} Its runs stay, and so do images that were given by path.")
+        st.markdown(f"{freed} {words_on_runs(scene.id)} Images that were given by path stay.")
         if st.button("Yes, remove it for good", type="primary", width="stretch", key=f"remove-{scene.id}"):
             remove_scene(scene.id)
             for cached in (loaders.scenes, loaders.scene):

@@ -1,11 +1,18 @@
 """Adding a scene: fetched, checked, then kept; nothing is kept of what was refused."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from mmcd.errors import InputError
+from mmcd import locks
+from mmcd.errors import InputError, StorageError
+from mmcd.locks import turn
+from mmcd.paths import workspace_folder
+from mmcd.services import scenes
+from mmcd.services.runs import list_runs
 from mmcd.services.scenes import AddSceneRequest, add_scene, check_scene, free_id, get_scene, keep_scene, list_scenes
+from mmcd.services.storage import ClearRequest, clear, remove_scene
 from mmcd.services.worker import HANDLERS
 
 
@@ -64,3 +71,39 @@ def test_the_worker_checks_a_pair_for_the_page(workspace: Path, pair: tuple[Path
     found = HANDLERS["check_scene"](request_of(pair).model_dump(mode="json"), lambda stage, done, total: None)
     assert found["report"]["refused"] is False
     assert keep_scene(AddSceneRequest.checked(**found["request"])).id == "mine"
+
+
+def test_the_id_of_a_removed_scene_is_free_again_once_its_runs_are_gone(
+    workspace: Path, pair: tuple[Path, Path]
+) -> None:
+    add_scene(request_of(pair))
+    (workspace / "runs" / ("0" * 32)).mkdir(parents=True)
+    manifest = {"inputs": {"scene": "mine"}, "finished": "2026-01-01T00:00:00+00:00"}
+    (workspace / "runs" / ("0" * 32) / "manifest.json").write_text(json.dumps(manifest))
+    remove_scene("mine")
+    for refused in (check_scene, keep_scene):
+        with pytest.raises(InputError, match=r"runs of a scene 'mine' that was removed\. Clear them first"):
+            refused(request_of(pair))
+    assert free_id("Mine") == "mine-2"
+    clear(ClearRequest.checked(what="runs", scene="mine"))
+    assert not list_runs("mine") and free_id("Mine") == "mine"
+    add_scene(request_of(pair))
+
+
+def test_who_reads_scenes_writes_no_catalog_over_one_that_is_being_made(
+    workspace: Path, pair: tuple[Path, Path]
+) -> None:
+    list_scenes()
+    assert not scenes.is_own("mine")
+    assert not (workspace / "scenes" / "catalog.json").exists(), "only who adds a scene writes a catalog"
+    add_scene(request_of(pair))
+    assert scenes.is_own("mine")
+
+
+def test_who_adds_a_scene_does_not_wait_for_ever(
+    workspace: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(scenes, "ATTENDED_SECONDS", 0.05)
+    with turn(workspace_folder("locks") / "scenes.lock"), pytest.raises(StorageError, match="Another process holds"):
+        keep_scene(request_of(pair))

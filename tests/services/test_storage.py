@@ -15,7 +15,7 @@ from mmcd.services import storage
 from mmcd.services.runs import list_runs
 from mmcd.services.scenes import AddSceneRequest, add_scene, get_scene, list_scenes
 from mmcd.services.sources import keep_upload
-from mmcd.services.storage import ClearRequest, clear, clearable, removable, remove_scene, usage
+from mmcd.services.storage import ClearRequest, clear, clearable, removable, remove_scene, usage, words_on_runs
 
 
 def make_run(workspace: Path, number: int, scene: str, size: int = 1000) -> Path:
@@ -111,8 +111,8 @@ def test_the_commands_ask_before_they_clear(workspace: Path) -> None:
 
 def test_a_scene_goes_with_what_only_it_uses_and_its_runs_stay(workspace: Path, pair: tuple[Path, Path]) -> None:
     pre, post = (keep_upload(path.name, path.read_bytes()) for path in pair)
-    run = make_run(workspace, 1, "mine")
     add_scene(AddSceneRequest(pre=str(pre), post=str(post), id="mine"))
+    run = make_run(workspace, 1, "mine")
     add_scene(AddSceneRequest(pre=str(pre), post=str(pair[1]), id="other"))
     promised = removable("mine")
     assert (promised.entries, promised.size) == (1, post.stat().st_size)
@@ -144,7 +144,12 @@ def test_the_command_removes_after_a_yes(workspace: Path, pair: tuple[Path, Path
     runner = CliRunner()
     asked = runner.invoke(app, ["scenes", "remove", "mine"], input="n\n")
     assert isinstance(asked.exception, Cancelled)
-    assert "Remove mine for good? Its runs stay." in asked.stderr
+    assert "Remove mine for good? [y/N]" in asked.stderr
+    make_run(workspace, 1, "mine")
+    asked = runner.invoke(app, ["scenes", "remove", "mine"], input="n\n")
+    assert "for good? Its only run stays in the workspace and can then only be exported by id" in asked.stderr
+    make_run(workspace, 2, "mine")
+    assert words_on_runs("mine").startswith("Its 2 runs stay")
     get_scene("mine")
     removed = runner.invoke(app, ["scenes", "remove", "mine", "--yes", "--json"])
     assert json.loads(removed.stdout) == {"id": "mine", "images": 0, "bytes": 0}

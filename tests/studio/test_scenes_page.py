@@ -214,7 +214,7 @@ def test_an_added_scene_is_removed_after_a_yes_and_a_sample_is_not(open_scenes, 
     sample = open_scenes(scene="simulated-flood-organic-06")
     assert not any("remove" in button.label for button in sample.button)
     app = open_scenes(scene="valley-flood")
-    assert "Its runs stay" in "\n".join(block.value for block in app.markdown)
+    assert "Its only run stays in the workspace" in "\n".join(block.value for block in app.markdown)
     press(app, "Yes, remove it for good")
     assert "valley-flood" not in listed(app)
     assert "Valley flood was removed." in said(app.success)
