@@ -280,7 +280,8 @@ def infer_predict(
     post: Annotated[Path | None, typer.Argument(help="Radar image after.")] = None,
     *,
     out: Annotated[
-        Path, typer.Option(help="Folder for score.tif, mask.tif, item.json, manifest.json (and buildings.tif).")
+        Path,
+        typer.Option(help="Folder for score.tif, mask.tif, item.json, manifest.json (and building_probability.tif)."),
     ],
     scene: Annotated[str | None, typer.Option(help="Id of a scene, instead of two files.")] = None,
     model: Annotated[

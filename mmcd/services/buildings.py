@@ -203,10 +203,10 @@ def graded_vectors(run: Run, threshold: float, footprints: Path | None = None, p
     """
     source = outline_source(run, footprints)
     if source is None:
-        return _changes(run, threshold, "There are no building footprints")
+        return _changes(run, threshold, _no_footprints(run))
     outlines = _outlines(run, source)
     if not len(outlines):
-        return _changes(run, threshold, "There are no building footprints, and the model sees no building here")
+        return _changes(run, threshold, f"{_no_footprints(run)}, and the model sees no building here")
     table = buildings_of(run, footprints, progress).at(threshold)
     values = table.frame.assign(threshold=threshold)
     notes, facts = outlines.notes, {}
@@ -214,6 +214,11 @@ def graded_vectors(run: Run, threshold: float, footprints: Path | None = None, p
         values, notes, facts = values.assign(outlines="model"), (OWN_OUTLINES, *notes), {"outlines": OWN_OUTLINES}
     frame = geopandas.GeoDataFrame(values, geometry=outlines.geometry, crs=outlines.crs)
     return Vectors("buildings", frame, table.totals(), notes, facts)
+
+
+def _no_footprints(run: Run) -> str:
+    removed = "The scene of this run was removed, there are" if run.scene_id and scene_of(run) is None else "There are"
+    return f"{removed} no building footprints"
 
 
 def _changes(run: Run, threshold: float, why: str) -> Vectors:

@@ -253,7 +253,7 @@ class _Export:
             "threshold": self.threshold,
             "areas": areas,
             "files": {path.name: file_sha256(path) for path in files},
-            "footprints": used_footprints(self.run, self.footprints),
+            "footprints": used_footprints(self.run, self.footprints) if self.vectors.layer == "buildings" else None,
             self.vectors.layer: self.vectors.totals,
             "notes": self.notes,
         }

@@ -5,10 +5,11 @@ Nothing here loads torch before a model has to run, so pages may import it.
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 ADAPT_WEIGHT = 0.1
 """Weight of a scene's own statistics when a model is adapted to it, ``1 - alpha``: small, so that a scene which is like
 the training set stays as it is. `benchmarks/robustness.py` measures others."""
+
+_EVIDENCE = EVIDENCE_FILE.removesuffix(".tif")
+_PUBLISHING = "publishing"  # In the folder in which a run grows, once its files begin to move to their final names.
 
 
 class PredictRequest(Config):
@@ -119,7 +123,7 @@ class RunResult:
         paths = {name: str(self.folder / f"{name}.tif") for name in ("score", "mask")}
         paths |= {name: str(self.folder / f"{name}.json") for name in ("item", "manifest")}
         if "evidence" in self.manifest:
-            paths["buildings"] = str(self.folder / EVIDENCE_FILE)
+            paths[_EVIDENCE] = str(self.folder / EVIDENCE_FILE)
         return {"run_id": self.manifest["run_id"], **paths, **self.manifest}
 
     def summary(self) -> dict[str, Any]:
@@ -185,11 +189,12 @@ class _Clock:
 def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
     """Score a pair and write ``score.tif``, ``mask.tif``, ``item.json`` and ``manifest.json``.
 
-    A model that marks buildings also writes ``buildings.tif``, the probability that a building stands or stood in a
-    pixel. Nothing appears at the final names before all of them are whole. A run that was stopped goes on from its last
-    finished tile when the same request comes again.
+    A model that marks buildings also writes ``building_probability.tif``, the probability that a building stands or
+    stood in a pixel. Nothing appears at the final names before all of them are whole. A run that was stopped goes on
+    from its last finished tile when the same request comes again.
 
     Raises:
+        UsageError: The folder that is asked for holds files of these names that no run wrote.
         InputError: An image cannot be used.
         RegionError: The region is empty or outside the scene.
         ModelError: The model is missing, damaged or does not fit the images.
@@ -206,6 +211,8 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
     folder = request.out or run_folder(run_id)
     if request.out is None and (folder / "manifest.json").is_file():
         return RunResult(folder, load_run(run_id).manifest)
+    if request.out is not None:
+        _spare_foreign_files(folder, job)
     work = _work_folder(folder, job)
     scored = _score(job, request, work, key, clock, progress)
     progress("write", 0, 1)
@@ -306,7 +313,7 @@ def _content_key(job: _Job, inputs: dict[str, Any], request: PredictRequest) -> 
         *([job.export.backend, job.export.sha256] if job.export else []),
         *(["align"] if request.align else []),
         *(["adapt", request.adapt_weight] if request.adapt else []),
-        *(["buildings"] if job.marks_buildings else []),
+        *([EVIDENCE_FILE] if job.marks_buildings else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -360,7 +367,7 @@ def _score(
                     if not (work / f"{name}.tif").exists()
                 }
                 with clock.stage("score"):
-                    score, buildings = writers["score"], writers.get("buildings")
+                    score, buildings = writers["score"], writers.get(_EVIDENCE)
                     score_region(plan, reader, predictor, score, journal, progress, buildings)
                 with clock.stage("write"):
                     progress("write", 0, 1)
@@ -379,7 +386,7 @@ def _score(
 
 def _bands(job: _Job) -> dict[str, Band]:
     """Return what a run stores by the name of its raster; the score is made last, so that it stands for all."""
-    buildings = {"buildings": EVIDENCE_BAND} if job.marks_buildings else {}
+    buildings = {_EVIDENCE: EVIDENCE_BAND} if job.marks_buildings else {}
     return {**buildings, "score": SCORE_BAND}
 
 
@@ -475,26 +482,43 @@ def _write_products(job: _Job, work: Path, run_id: str) -> dict[str, Any]:
         "mmcd:scene": job.scene.id if job.scene else None,
         "mmcd:simulated": job.scene.simulated if job.scene else None,
     }
-    more = {"buildings": "Probability that a building stands or stood there"} if job.marks_buildings else None
+    more = {_EVIDENCE: "Probability that a building stands or stood there"} if job.marks_buildings else None
     write_item(work, run_id, job.answer, taken, {k: v for k, v in properties.items() if v is not None}, more)
     return areas
 
 
-def _forget_evidence(folder: Path) -> None:
-    """Remove what an earlier run into the same folder said of buildings; only a file that its manifest names."""
-    manifest = folder / "manifest.json"
-    with suppress(ValueError):  # somebody else's file
-        if manifest.is_file() and "evidence" in json.loads(manifest.read_text()):
-            (folder / EVIDENCE_FILE).unlink(missing_ok=True)
+def _spare_foreign_files(folder: Path, job: _Job) -> None:
+    """Refuse a folder in which the run would overwrite what no run wrote, or the manifest of something else.
+
+    Raises:
+        UsageError: It would.
+    """
+    if (folder / ".unfinished" / _PUBLISHING).exists():  # a run stopped between two of its final names
+        return
+    manifest = _manifest_in(folder)
+    named = {*RUN_FILES, *([EVIDENCE_FILE] if "evidence" in manifest else [])} if "run_id" in manifest else set()
+    for name in [*RUN_FILES, *([EVIDENCE_FILE] if job.marks_buildings else [])]:
+        if name not in named and os.path.lexists(folder / name):
+            raise UsageError(f"{folder / name} is there already and is of no run.", "Choose another --out.")
+
+
+def _manifest_in(folder: Path) -> dict[str, Any]:
+    """Return the manifest that lies in a folder; empty when there is none, or it is of something else."""
+    try:
+        values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _publish(work: Path, folder: Path) -> None:
     """Move the results to their final names; the manifest last, because it marks a run as finished."""
     try:
+        (work / _PUBLISHING).touch()
         if (work / EVIDENCE_FILE).exists():
             (work / EVIDENCE_FILE).replace(folder / EVIDENCE_FILE)
-        else:
-            _forget_evidence(folder)
+        elif "evidence" in _manifest_in(folder):  # of an earlier run into this folder, by another model
+            (folder / EVIDENCE_FILE).unlink(missing_ok=True)
         for name in RUN_FILES:
             (work / name).replace(folder / name)
         shutil.rmtree(work)

@@ -20,7 +20,7 @@ EVIDENCE_BYTES_A_PIXEL = 2
 RUN_FILES = ("score.tif", "mask.tif", "item.json", "manifest.json")
 """What a finished run consists of."""
 
-EVIDENCE_FILE = "buildings.tif"
+EVIDENCE_FILE = "building_probability.tif"
 """What a run of a model that marks buildings holds besides."""
 
 

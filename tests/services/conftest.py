@@ -89,13 +89,13 @@ def add_evidence(painted: SampleRun, smallest: int = 1) -> SampleRun:
     """Let a run's model mark the buildings of the scene's labels whose class is at least ``smallest``."""
     with RasterSource(painted.scene.label) as label:
         classes = label.read().data[0]
-    path = painted.run.folder / "buildings.tif"
+    path = painted.run.folder / "building_probability.tif"
     write_cog(path, encode_score(np.where(classes >= smallest, 0.9, 0.2), classes < 9), painted.grid, EVIDENCE_BAND)
     grades = ["background", "intact", "damaged", "destroyed"]
     facts = {"file": path.name, "sha256": file_sha256(path), "classes": grades, "origin": [0, 0]}
     manifest = painted.run.manifest | {"evidence": facts}
     (painted.run.folder / "manifest.json").write_text(json.dumps(manifest))
-    more = {"buildings": "Probability that a building stands or stood there"}
+    more = {"building_probability": "Probability that a building stands or stood there"}
     write_item(painted.run.folder, painted.run.id, painted.grid, None, {"mmcd:threshold": 0.5}, more)
     return replace(painted, run=load_run(painted.run.id))
 

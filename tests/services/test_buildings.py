@@ -23,7 +23,7 @@ from mmcd.services.buildings import (
     used_footprints,
 )
 
-from .conftest import SampleRun, add_evidence
+from .conftest import SampleRun, add_evidence, write_run
 
 
 def test_the_scene_brings_its_footprints(sample_run: SampleRun) -> None:
@@ -114,7 +114,7 @@ def test_without_footprints_the_outlines_are_the_model_s_own_and_it_is_said(mode
     destroyed = vectors.totals["grades"]["destroyed"]["buildings"]
     assert destroyed >= 0.8 * (truth["damage"] == "destroyed").sum() > 0
     assert used_footprints(run, None) == {
-        "path": str(run.folder / "buildings.tif"),
+        "path": str(run.folder / "building_probability.tif"),
         "sha256": run.manifest["evidence"]["sha256"],
         "origin": "model",
         "note": OWN_OUTLINES,
@@ -152,7 +152,7 @@ def test_a_model_that_sees_no_building_says_so(bare_run: SampleRun) -> None:
 
 
 def test_evidence_that_is_gone_is_none(model_run: SampleRun) -> None:
-    (model_run.run.folder / "buildings.tif").unlink()
+    (model_run.run.folder / "building_probability.tif").unlink()
     assert outline_source(model_run.run) is None
     with pytest.raises(InputError, match="marks change, not buildings"):
         geojson_of(model_run.run)
@@ -162,3 +162,10 @@ def test_the_model_s_own_outlines_in_pixels(pixel_run: SampleRun) -> None:
     vectors = graded_vectors(add_evidence(pixel_run).run, 0.5)
     assert vectors.layer == "buildings" and vectors.frame.crs is None
     assert vectors.frame["area_px"].min() >= 20
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_run_of_a_removed_scene_says_why_it_has_no_footprints() -> None:
+    run = write_run("removed", "removed-scene", {}, georeferenced=True).run
+    vectors = graded_vectors(run, 0.5)
+    assert vectors.notes[0].startswith("The scene of this run was removed, there are no building footprints: outlines")

@@ -13,7 +13,7 @@ import rasterio
 from rio_cogeo.cogeo import cog_validate
 
 from mmcd.cards import file_sha256, read_card
-from mmcd.errors import Cancelled
+from mmcd.errors import Cancelled, StorageError, UsageError
 from mmcd.geo.cog import CogWriter
 from mmcd.geo.raster import output_grid
 from mmcd.inference import engine
@@ -21,11 +21,11 @@ from mmcd.inference.exported import ExportedModel
 from mmcd.services import inference
 from mmcd.services.buildings import buildings_of, outline_source
 from mmcd.services.inference import PredictRequest, RunResult, predict
-from mmcd.services.runs import BYTES_A_PIXEL, bytes_a_pixel, load_run
+from mmcd.services.runs import BYTES_A_PIXEL, RUN_FILES, bytes_a_pixel, load_run
 
 Pair = tuple[Path, Path]
 pytestmark = pytest.mark.usefixtures("workspace")
-RASTERS = ("score", "buildings")
+RASTERS = ("score", "building_probability")
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +54,9 @@ def read(path: Path) -> np.ndarray:
 
 
 def test_a_run_writes_the_evidence_beside_the_score(whole: RunResult) -> None:
-    names = ["buildings.tif", "item.json", "manifest.json", "mask.tif", "score.tif"]
+    names = ["building_probability.tif", "item.json", "manifest.json", "mask.tif", "score.tif"]
     assert sorted(path.name for path in whole.folder.iterdir()) == names
-    path = whole.folder / "buildings.tif"
+    path = whole.folder / "building_probability.tif"
     valid, errors, _ = cog_validate(path, strict=True)
     assert valid, errors
     with rasterio.open(path) as file, rasterio.open(whole.folder / "score.tif") as score:
@@ -65,11 +65,11 @@ def test_a_run_writes_the_evidence_beside_the_score(whole: RunResult) -> None:
         assert file.descriptions == ("building probability",)
         np.testing.assert_array_equal(file.read(1) == 0, score.read(1) == 0)
     facts = json.loads((whole.folder / "manifest.json").read_text())["evidence"]
-    assert (facts["file"], facts["sha256"], facts["origin"]) == ("buildings.tif", file_sha256(path), [0, 0])
+    assert (facts["file"], facts["sha256"], facts["origin"]) == ("building_probability.tif", file_sha256(path), [0, 0])
     assert facts["classes"] == ["background", "intact", "damaged", "destroyed"]
-    assert whole.to_dict()["buildings"] == str(path)
+    assert whole.to_dict()["building_probability"] == str(path)
     item = pystac.Item.from_file(whole.folder / "item.json")
-    assert (whole.folder / item.assets["buildings"].href).exists()
+    assert (whole.folder / item.assets["building_probability"].href).exists()
 
 
 def test_tile_and_region_change_no_byte(
@@ -114,7 +114,7 @@ def test_a_stopped_run_goes_on_with_both_rasters(
             patch.setattr(CogWriter, "commit", commit)
         predict(asked, stop)
     assert [path.name for path in out.iterdir()] == [".unfinished"]
-    assert (out / ".unfinished" / "buildings.tif").exists() is (when != "score")
+    assert (out / ".unfinished" / "building_probability.tif").exists() is (when != "score")
     resumed = predict(asked)
     assert resumed.manifest["resumed"]
     for name in RASTERS:
@@ -132,10 +132,12 @@ def test_a_working_file_that_is_gone_begins_the_run_anew(
     asked = request(small_pair, building_card_path, out=out, tile=80)
     with pytest.raises(Cancelled):
         predict(asked, stop)
-    (out / ".unfinished" / "buildings.part").unlink()
+    (out / ".unfinished" / "building_probability.part").unlink()
     fresh = predict(asked)
     assert not fresh.manifest["resumed"]
-    np.testing.assert_array_equal(read(out / "buildings.tif"), read(whole.folder / "buildings.tif"))
+    np.testing.assert_array_equal(
+        read(out / "building_probability.tif"), read(whole.folder / "building_probability.tif")
+    )
 
 
 def test_a_model_of_change_alone_writes_nothing_more(small_pair: Pair, card_path: Path, tmp_path: Path) -> None:
@@ -147,22 +149,79 @@ def test_a_model_of_change_alone_writes_nothing_more(small_pair: Pair, card_path
         "score.tif",
     ]
     assert "evidence" not in result.manifest
-    assert "buildings" not in result.to_dict()
+    assert "building_probability" not in result.to_dict()
     assert set(pystac.Item.from_file(result.folder / "item.json").assets) == {"score", "mask", "manifest"}
 
 
 def test_a_later_run_into_the_same_folder_leaves_no_evidence_of_another_model(
     small_pair: Pair, card_path: Path, whole: RunResult, tmp_path: Path
 ) -> None:
-    foreign, out = tmp_path / "foreign", tmp_path / "out"
+    out = tmp_path / "out"
     shutil.copytree(whole.folder, out)
-    foreign.mkdir()
-    (foreign / "buildings.tif").write_text("not of a run")
-    (foreign / "manifest.json").write_text("not JSON")
-    for folder in (out, foreign):
-        predict(request(small_pair, card_path, out=folder))
-    assert not (out / "buildings.tif").exists()
-    assert (foreign / "buildings.tif").exists()
+    predict(request(small_pair, card_path, out=out))
+    assert not (out / "building_probability.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "manifest"),
+    [
+        ("building_probability.tif", None),
+        ("building_probability.tif", '{"run_id": "0"}'),
+        ("score.tif", "null"),
+        ("manifest.json", "7"),
+        ("manifest.json", "not JSON"),
+        ("item.json", None),
+    ],
+)
+def test_files_that_no_run_wrote_are_not_overwritten(
+    small_pair: Pair, building_card_path: Path, tmp_path: Path, name: str, manifest: str | None
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("not of a run")
+    if manifest is not None:
+        (out / "manifest.json").write_text(manifest)
+    before = {path.name: path.read_text() for path in out.iterdir()}
+    with pytest.raises(UsageError, match=r"is there already and is of no run\. Choose another --out"):
+        predict(request(small_pair, building_card_path, out=out))
+    assert {path.name: path.read_text() for path in out.iterdir()} == before
+
+
+def unpublished(folder: Path) -> Path:
+    """Return a folder with the results of a model of change alone, before they get their final names."""
+    work = folder / ".unfinished"
+    work.mkdir(parents=True)
+    for name in RUN_FILES:
+        (work / name).write_text(name)
+    return work
+
+
+def test_a_raster_that_the_model_does_not_write_stays_another_s(
+    small_pair: Pair, card_path: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    work = unpublished(out)
+    (out / "building_probability.tif").write_text("not of a run")
+    inference._spare_foreign_files(out, inference._resolve(request(small_pair, card_path)))
+    (out / "manifest.json").write_text("null")
+    inference._publish(work, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*RUN_FILES, "building_probability.tif"])
+    assert (out / "building_probability.tif").read_text() == "not of a run"
+
+
+def test_a_run_that_stopped_between_two_of_its_final_names_may_go_on(
+    small_pair: Pair, card_path: Path, tmp_path: Path
+) -> None:
+    out, job = tmp_path / "out", inference._resolve(request(small_pair, card_path))
+    work = unpublished(out)
+    (work / "item.json").unlink()
+    with pytest.raises(StorageError, match="cannot be written"):
+        inference._publish(work, out)
+    assert (out / "score.tif").exists() and not (out / "manifest.json").exists()
+    inference._spare_foreign_files(out, job)
+    shutil.rmtree(work)
+    with pytest.raises(UsageError, match=r"score\.tif is there already"):
+        inference._spare_foreign_files(out, job)
 
 
 def test_evidence_is_part_of_what_a_run_is_known_by_and_needs_disk(
@@ -193,10 +252,10 @@ def test_buildings_come_from_the_model_where_there_is_no_file(
 ) -> None:
     run = load_run(predict(request(small_pair, building_card_path)).manifest["run_id"])
     source = outline_source(run)
-    assert source is not None and (source.origin, source.path) == ("model", run.folder / "buildings.tif")
+    assert source is not None and (source.origin, source.path) == ("model", run.folder / "building_probability.tif")
     counts = buildings_of(run)
     assert len(counts) > 0
-    evidence = read(run.folder / "buildings.tif")
+    evidence = read(run.folder / "building_probability.tif")
     for name in counts.ids:
         row, col = (int(part) for part in name.split("-")[1:])
         assert evidence[row, col] >= 128, "an id names a pixel of its building"

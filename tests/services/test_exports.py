@@ -21,7 +21,7 @@ from mmcd.score import threshold_value
 from mmcd.services.buildings import OWN_OUTLINES, buildings_of
 from mmcd.services.exports import EXPORTS, ExportRequest, export_run, find_run
 
-from .conftest import SampleRun
+from .conftest import SampleRun, add_evidence
 
 PARTS = {"score.tif", "mask.tif", "item.json", "manifest.json", "map.html"}
 
@@ -74,6 +74,15 @@ def test_outlines_of_change_where_there_are_no_footprints(bare_run: SampleRun, t
     assert (frame["mean_score"] > 0.79).all(), "only changed pixels lie inside"
 
 
+def test_a_package_without_buildings_names_no_outlines_of_them(bare_run: SampleRun, tmp_path: Path) -> None:
+    empty = add_evidence(bare_run, smallest=9)
+    result = export_run(empty.run, "package", tmp_path / "out")
+    assert "the model sees no building here" in result.notes[0]
+    exported = json.loads((tmp_path / "out" / "manifest.json").read_text())["export"]
+    assert exported["footprints"] is None
+    assert "changes" in exported and OWN_OUTLINES not in json.dumps(exported)
+
+
 def test_own_footprints_before_the_scene_s(bare_run: SampleRun, tmp_path: Path) -> None:
     result = export_run(bare_run.run, "buildings", tmp_path / "b.gpkg", footprints=bare_run.scene.footprints)
     assert len(geopandas.read_file(result.paths[0], layer="buildings")) == 155
@@ -104,7 +113,7 @@ def test_a_package_agrees_with_itself(sample_run: SampleRun, tmp_path: Path) -> 
 def test_outlines_of_the_model_s_own_are_named_so_in_every_file(model_run: SampleRun, tmp_path: Path) -> None:
     result = export_run(model_run.run.id, "package", tmp_path / "out")
     names = {path.name for path in result.paths}
-    assert names == PARTS | {"buildings.tif", "buildings.gpkg", "buildings.geojson"}
+    assert names == PARTS | {"building_probability.tif", "buildings.gpkg", "buildings.geojson"}
     assert OWN_OUTLINES in result.notes
     folder = tmp_path / "out"
     assert pyogrio.read_info(folder / "buildings.gpkg", layer="buildings")["layer_metadata"]["outlines"] == OWN_OUTLINES
@@ -114,7 +123,7 @@ def test_outlines_of_the_model_s_own_are_named_so_in_every_file(model_run: Sampl
     assert OWN_OUTLINES in exported["notes"]
     assert escape(OWN_OUTLINES) in (folder / "map.html").read_text(encoding="utf-8")
     item = pystac.Item.from_file(folder / "item.json")
-    assert {"buildings", "buildings.gpkg", "buildings.geojson"} < set(item.assets)
+    assert {"building_probability", "buildings.gpkg", "buildings.geojson"} < set(item.assets)
     assert all((folder / asset.href).exists() for asset in item.assets.values())
 
 

@@ -133,10 +133,10 @@ def marked(prepared, tmp_path, monkeypatch) -> str:
     probability = np.zeros((SIZE, SIZE))
     probability[100:120, 50:80] = probability[300:340, 400:420] = 0.9
     write_cog(run / "score.tif", encode_score(probability, probability < 2), grid)
-    write_cog(run / "buildings.tif", encode_score(probability, probability < 2), grid, EVIDENCE_BAND)
+    write_cog(run / "building_probability.tif", encode_score(probability, probability < 2), grid, EVIDENCE_BAND)
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["inputs"]["scene"] = prepared.loose.id
-    manifest["evidence"] = {"sha256": file_sha256(run / "buildings.tif"), "origin": [0, 0]}
+    manifest["evidence"] = {"sha256": file_sha256(run / "building_probability.tif"), "origin": [0, 0]}
     (run / "manifest.json").write_text(json.dumps(manifest))
     return run_id
 
@@ -151,10 +151,10 @@ def test_buildings_that_a_model_marks_are_shown_and_said_to_be_its_own(prepared,
     assert f"/mmcd/runs/{marked}/outlines.geojson" in canvas.get_root().render()
     features = json.loads(geojson_of(load_run(marked)).read_text())["features"]
     assert [feature["id"] for feature in features] == ["b-100-50", "b-300-400"]
-    assert run_path(marked, "buildings.tif").is_file()
+    assert run_path(marked, "building_probability.tif").is_file()
     parts.set_value("Download").run()
     links = {link.proto.label: link.proto.url for link in page.get("link_button")}
-    assert links["Building probability (COG)"] == f"/mmcd/runs/{marked}/buildings.tif"
+    assert links["Building probability (COG)"] == f"/mmcd/runs/{marked}/building_probability.tif"
     assert "Buildings (GeoPackage)" in links
 
 
