@@ -96,8 +96,7 @@ def change_polygons(score: Path, threshold: float, min_pixels: int = MIN_CHANGE_
         Polygons in the CRS of the score, in pixels without one; ids are hashes of the outlines.
 
     Raises:
-        InputError: The score cannot be read, or there are more than `MAX_CHANGES` patches, counting the pieces that the
-            borders of blocks cut.
+        InputError: The score cannot be read, or there are more than `MAX_CHANGES` patches.
     """
     cut = threshold_value(threshold)
     masks = ((window, values >= cut) for window, values in stored_scores(score))

@@ -36,6 +36,7 @@ MAX_BUILDINGS = 100_000
 """Most buildings that are outlined: their histograms take 100 MB, and more of them in one run are speckle."""
 
 _BLOCK = 1024
+_MOST_PIECES = 1_000_000  # At the borders of blocks, to be joined: they are held in memory, about a kilobyte each.
 
 
 def stored_values(path: Path, block: int = _BLOCK) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
@@ -62,10 +63,11 @@ def outline_patches(masks: Iterable[tuple[Window, NDArray[np.bool_]]], min_pixel
     Args:
         masks: Blocks that cover a raster once, each with its window, shape (y, x).
         min_pixels: Patches of fewer pixels are left out.
-        most: Patches to give up beyond, counting the pieces that the borders of blocks cut.
+        most: Patches to give up beyond.
 
     Returns:
-        Polygons in columns and rows, shape (N,), in no particular order; None when there are more than ``most``.
+        Polygons in columns and rows, shape (N,), in no particular order; None when there are more than ``most``, or
+        more than a million pieces at the borders of blocks.
     """
     whole: list[shapely.Geometry] = []
     cut: list[shapely.Geometry] = []
@@ -74,12 +76,12 @@ def outline_patches(masks: Iterable[tuple[Window, NDArray[np.bool_]]], min_pixel
         for patches, found in ((kept, whole), (open_ended, cut)):
             place = Affine.translation(window.col, window.row)
             found += [shapely.geometry.shape(area) for area, _ in shapes(patches, mask=patches, transform=place)]
-        if len(whole) + len(cut) > most:
+        if len(whole) > most or len(cut) > _MOST_PIECES:  # whatever the joining gives
             return None
     joined = shapely.simplify(shapely.get_parts(shapely.union_all(cut)), 0)  # 0: only points on a straight line go
     outlines = np.array([*whole, *joined], dtype=object)
     large: Geometries = outlines[shapely.area(outlines) >= min_pixels]
-    return large
+    return large if len(large) <= most else None
 
 
 def placed(outlines: Geometries, grid: Grid) -> Geometries:

@@ -89,6 +89,12 @@ class ExportedModel(Config):
         """Whether all files are where they were written."""
         return all(Path(name).is_file() for name in self.files)
 
+    @property
+    def again(self) -> str:
+        """The step that makes it anew."""
+        command = f"mmcd weights export {self.model} --backend {self.backend} --precision {self.precision}"
+        return f"Export it again: `{command}`."
+
     def verify(self) -> None:
         """Compare the files with their hashes.
 
@@ -99,8 +105,7 @@ class ExportedModel(Config):
             path = Path(name)
             if not path.is_file() or file_sha256(path) != sha256:
                 state = "was changed" if path.is_file() else "is missing"
-                again = f"mmcd weights export {self.model} --backend {self.backend} --precision {self.precision}"
-                raise ModelError(f"The exported file {path} {state}.", f"Export it again: `{again}`.")
+                raise ModelError(f"The exported file {path} {state}.", self.again)
 
 
 def export_path(card: Card, backend: ExportBackend, precision: ExportPrecision) -> Path:
@@ -158,7 +163,8 @@ def choose_export(
 
     Raises:
         ConfigError: The named backend is not installed or cannot do what is asked.
-        ModelError: Nothing was exported for the named backend.
+        ModelError: Nothing was exported for the named backend, or what was lacks the classes of a model that marks
+            buildings and OpenVINO, which cannot do without, is to run it.
     """
     if backend == "torch":
         return None
@@ -178,12 +184,25 @@ def choose_export(
     wanted: tuple[ExportPrecision, ...] = ("fp32",) if precision == "fp32" else ("int8", "fp32")
     for kind in wanted:
         if (backend, kind) in made:
-            return made[backend, kind]
+            return _with_classes(made[backend, kind], card)
     option = " --precision fp32" if precision == "fp32" else ""
     raise ModelError(
         f"{card.name} {card.version} was not exported for {backend}{' in fp32' if option else ''}.",
         f"Export it once: `mmcd weights export {card.name} --backend {backend}{option}`.",
     )
+
+
+def _with_classes(record: ExportedModel, card: Card) -> ExportedModel:
+    """Return an export that was asked for.
+
+    Raises:
+        ModelError: It lacks the classes of a model that marks buildings, and OpenVINO cannot run it without.
+    """
+    if card.marks_buildings and not record.has_classes and record.backend == "openvino":
+        raise ModelError(
+            f"The export {record.path} does not say where buildings are and cannot run in OpenVINO.", record.again
+        )
+    return record
 
 
 def _taken_unasked(record: ExportedModel, card: Card) -> bool:

@@ -80,6 +80,23 @@ def test_speckle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         evidence_footprints(painted(tmp_path / "buildings.tif"))
 
 
+@pytest.mark.parametrize("block", [7, 16, 2048])
+def test_whether_there_are_too_many_does_not_depend_on_the_blocks(block: int) -> None:
+    mask = np.zeros((30, 40), bool)
+    mask[:, ::4] = True
+    masks = [(window, mask[window.slices]) for window in blocks((30, 40), block)]
+    found = outline_patches(masks, 3, 10)
+    assert found is not None and len(found) == 10
+    assert outline_patches(masks, 3, 9) is None
+
+
+def test_pieces_to_join_have_a_bound_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlines, "_MOST_PIECES", 5)
+    mask = np.ones((8, 8), bool)
+    assert outline_patches([(window, mask[window.slices]) for window in blocks((8, 8), 2)], 3, 10) is None
+    assert outline_patches([(window, mask[window.slices]) for window in blocks((8, 8), 4)], 3, 10) is not None
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32), st.integers(3, 40), st.floats(0.2, 0.8))
 def test_blocks_change_no_outline_and_no_name(seed: int, block: int, share: float) -> None:

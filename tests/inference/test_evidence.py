@@ -8,7 +8,7 @@ import pytest
 import rasterio
 
 from mmcd.cards import read_card
-from mmcd.errors import Cancelled
+from mmcd.errors import Cancelled, ModelError
 from mmcd.geo.catalog import Catalog, Scene
 from mmcd.geo.cog import SCORE_BAND, CogWriter
 from mmcd.geo.grid import Window
@@ -176,6 +176,19 @@ def test_an_export_from_before_loads_and_marks_no_buildings(
     zeros = np.zeros((3, 32 + 2 * old.halo, 32 + 2 * old.halo), np.float32)
     valid = np.ones(zeros.shape[1:], bool)
     assert predictor.probabilities(zeros, zeros[:1], valid, valid).building is None
+
+
+def test_an_export_from_before_that_openvino_cannot_run_is_made_again(
+    building_card_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = read_card(building_card_path)
+    words = {"model": card.name, "version": "0", "weights_sha256": card.sha256, "settings": card.settings}
+    old = ExportedModel(**words, backend="openvino", precision="int8", files={"a.xml": "0" * 64}, halo=8, created="")
+    monkeypatch.setattr(exported, "list_exports", lambda card: (old, old.model_copy(update={"backend": "onnx"})))
+    monkeypatch.setattr(exported, "require_installed", lambda backend: None)
+    with pytest.raises(ModelError, match=r"does not say where buildings are .* Export it again: `mmcd weights export"):
+        choose_export(card, "openvino", "cpu")
+    assert choose_export(card, "onnx", "cpu") is not None, "ONNX Runtime leaves the output out"
 
 
 def test_auto_leaves_out_an_export_that_knows_no_buildings(
