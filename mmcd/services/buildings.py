@@ -40,6 +40,12 @@ OWN_OUTLINES = (
 )
 """What is said wherever buildings are shown whose outlines come from the model."""
 
+
+class NoBuildingError(InputError):
+    """A model that marks buildings sees none."""
+
+
+_NO_FEATURES = '{"type":"FeatureCollection","features":[]}\n'
 _SHAPEFILE_PARTS = (".shp", ".dbf", ".prj", ".cpg")
 
 
@@ -132,6 +138,17 @@ def grading_key(run: Run, footprints: Path | None = None) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def draws_buildings(run: Run) -> bool:
+    """Return whether there are outlines of buildings; a model may mark buildings and see none in a run.
+
+    Raises:
+        InputError: The file of the footprints is gone, or what the model drew cannot be read.
+        StorageError: The run's folder cannot be written.
+    """
+    source = outline_source(run)
+    return source is not None and (source.origin != "model" or len(_outlines(run, source)) > 0)
+
+
 def buildings_of(run: Run, footprints: Path | None = None, progress: Progress = silent) -> BuildingCounts:
     """Return the histogram of scores in each building, counted at the first call for these footprints.
 
@@ -141,7 +158,8 @@ def buildings_of(run: Run, footprints: Path | None = None, progress: Progress = 
         progress: Called while counting.
 
     Raises:
-        InputError: There are no buildings, the file cannot be read, or it does not fit the images.
+        NoBuildingError: The model sees no building, and nothing else says where one is.
+        InputError: Nothing says where buildings are, the file cannot be read, or it does not fit the images.
         StorageError: The run's folder cannot be written.
         Cancelled: The progress callback asked to stop.
     """
@@ -151,7 +169,7 @@ def buildings_of(run: Run, footprints: Path | None = None, progress: Progress = 
         return BuildingCounts.load(kept)
     outlines = _outlines(run, source)
     if not len(outlines):
-        raise InputError(
+        raise NoBuildingError(
             "There are no building footprints for this run, and the model sees no building here.",
             "Give a file of footprints, for example from OpenStreetMap.",
         )
@@ -168,20 +186,21 @@ def geojson_of(run: Run, footprints: Path | None = None) -> Path:
     georeference; ``assessed`` share, ``mean`` and ``max`` probability in [0, 1]; ``cuts``, three stored bytes that give
     its grade at every threshold (see `mmcd.buildings.BuildingCounts.grade_cuts`), null when it was not assessed; and
     ``reason``, only where there is one. A scene without a georeference is placed as the map places it, a pixel a metre
-    from 0° N 0° E.
+    from 0° N 0° E. Where the model sees no building, the file holds none.
 
     Args:
         run: A finished run.
         footprints: Vector file of building outlines; see `outline_source` for what counts when it is left out.
 
     Raises:
-        InputError: There are no buildings, the file cannot be read, or it does not fit the images.
+        InputError: Nothing says where buildings are, the file cannot be read, or it does not fit the images.
         StorageError: The run's folder cannot be written.
     """
     source = _chosen(run, footprints)
     kept = _kept(run, source, ".geojson")
     if not kept.is_file():
-        text = _geojson(buildings_of(run, footprints), _outlines(run, source))
+        outlines = _outlines(run, source)
+        text = _geojson(buildings_of(run, footprints), outlines) if len(outlines) else _NO_FEATURES
         with atomic_path(kept) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return kept
@@ -249,10 +268,14 @@ def _outlines(run: Run, source: OutlineSource) -> Footprints:
     """Read the outlines of buildings; those of a model are drawn at the first call and kept as a vector file."""
     if source.origin != "model":
         return read_footprints(source.path)
-    kept = _kept(run, source, ".gpkg")
+    kept, none = _kept(run, source, ".gpkg"), _kept(run, source, ".none")
+    if none.is_file():
+        return Footprints((), np.empty(0, object), None)
     if not kept.is_file():
         drawn = evidence_footprints(source.path, tuple(run.manifest["evidence"]["origin"]))
         if not len(drawn):
+            with atomic_path(none) as temporary:
+                temporary.touch()
             return drawn
         frame = geopandas.GeoDataFrame({"id": drawn.ids}, geometry=drawn.geometry, crs=drawn.crs)
         write_vectors(kept, frame, _LAYER, {"outlines": OWN_OUTLINES})

@@ -10,6 +10,7 @@ from mmcd.geo.catalog import Scene
 from mmcd.geo.raster import RasterSource
 from mmcd.jobs import JobStore, open_store
 from mmcd.paths import workspace
+from mmcd.services import buildings
 from mmcd.services.estimates import Estimate, estimate_run
 from mmcd.services.model_choice import Fit, image_facts, model_fit
 from mmcd.services.runs import Run, list_runs, load_run
@@ -43,6 +44,15 @@ def runs(scene_id: str | None = None) -> list[Run]:
 def run(run_id: str) -> Run:
     """Return a finished run."""
     return load_run(run_id)
+
+
+@st.cache_data(ttl=FRESH_SECONDS, max_entries=32, show_spinner="Looking for buildings …")
+def draws_buildings(run_id: str) -> bool:
+    """Return whether there are outlines of buildings of a run; what is wrong with them is said where they are shown."""
+    try:
+        return buildings.draws_buildings(load_run(run_id))
+    except InputError:
+        return True
 
 
 @st.cache_data(max_entries=32, show_spinner="Counting the score …")

@@ -47,7 +47,7 @@ def result_panel(scene: Scene, run: Run, run_again: Callable[[], None]) -> None:
         if part == BUILDINGS:
             _buildings(scene, run)
         elif part == DOWNLOAD:
-            _downloads(run, text, buildings)
+            _downloads(run, text, buildings and loaders.draws_buildings(run.id))
         elif part == AGAIN:
             run_again()
         else:
@@ -55,7 +55,7 @@ def result_panel(scene: Scene, run: Run, run_again: Callable[[], None]) -> None:
 
 
 def has_buildings(scene: Scene, run: Run | None) -> bool:
-    """Return whether there are outlines of buildings: the scene's own, or those of a model that marks buildings."""
+    """Return whether buildings are looked for: by the scene's own footprints, or by a model that marks buildings."""
     return scene.footprints is not None or (run is not None and run.evidence is not None)
 
 
@@ -86,7 +86,7 @@ def _card(run: Run) -> Card | None:
 
 
 def _buildings(scene: Scene, run: Run) -> None:
-    if scene.footprints is None:
+    if scene.footprints is None and loaders.draws_buildings(run.id):
         st.caption(OWN_OUTLINES)
     georeferenced = loaders.placed(run.score)
     addresses = {"url": url(f"runs/{run.id}/outlines.geojson"), "shares": url(f"runs/{run.id}/shares.json")}

@@ -23,7 +23,7 @@ from mmcd.errors import InputError, MmcdError
 from mmcd.geo.catalog import Scene
 from mmcd.score import SCALE, threshold_value
 from mmcd.services.assets import assets_folder
-from mmcd.services.buildings import buildings_of, geojson_of, grading_key
+from mmcd.services.buildings import NoBuildingError, buildings_of, geojson_of, grading_key
 from mmcd.services.exports import What, export_run
 from mmcd.services.masks import mask_at
 from mmcd.services.runs import EVIDENCE_FILE, RUN_FILES, load_run, run_folder
@@ -164,7 +164,10 @@ def _forget_exports(folder: Path) -> None:
 
 
 def _shares(run_id: str, value: int) -> str:
-    counts = _counts(run_id, grading_key(load_run(run_id)))
+    try:
+        counts = _counts(run_id, grading_key(load_run(run_id)))
+    except NoBuildingError:
+        return "{}"
     shares = counts.changed_share((value - 1) * SCALE).tolist()
     return json.dumps(
         {name: None if math.isnan(share) else round(share, 3) for name, share in zip(counts.ids, shares, strict=True)}

@@ -15,6 +15,7 @@ from mmcd.score import threshold_value
 from mmcd.services.buildings import (
     OWN_OUTLINES,
     buildings_of,
+    draws_buildings,
     footprints_file,
     geojson_of,
     graded_vectors,
@@ -146,13 +147,17 @@ def test_a_model_that_sees_no_building_says_so(bare_run: SampleRun) -> None:
     empty = add_evidence(bare_run, smallest=9)
     with pytest.raises(InputError, match="the model sees no building here"):
         buildings_of(empty.run)
+    assert json.loads(geojson_of(empty.run).read_text()) == {"type": "FeatureCollection", "features": []}
+    assert not draws_buildings(empty.run)
     vectors = graded_vectors(empty.run, 0.5)
     assert vectors.layer == "changes"
     assert "and the model sees no building here: outlines of change of at least 16 pixels" in vectors.notes[0]
 
 
 def test_evidence_that_is_gone_is_none(model_run: SampleRun) -> None:
+    assert draws_buildings(model_run.run)
     (model_run.run.folder / "building_probability.tif").unlink()
+    assert not draws_buildings(model_run.run)
     assert outline_source(model_run.run) is None
     with pytest.raises(InputError, match="marks change, not buildings"):
         geojson_of(model_run.run)

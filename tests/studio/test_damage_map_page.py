@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from streamlit.testing.v1 import AppTest
 
 from mmcd.cards import file_sha256
@@ -16,7 +17,7 @@ from mmcd.jobs import open_store
 from mmcd.score import encode_score
 from mmcd.services.buildings import OWN_OUTLINES, geojson_of
 from mmcd.services.runs import load_run, run_id_of
-from mmcd.studio.routes import run_path
+from mmcd.studio.routes import _shares, run_path
 from mmcd.studio.scene_map import scene_map
 
 from .conftest import SIZE
@@ -156,6 +157,21 @@ def test_buildings_that_a_model_marks_are_shown_and_said_to_be_its_own(prepared,
     links = {link.proto.label: link.proto.url for link in page.get("link_button")}
     assert links["Building probability (COG)"] == f"/mmcd/runs/{marked}/building_probability.tif"
     assert "Buildings (GeoPackage)" in links
+
+
+def test_a_model_that_sees_no_building_is_no_error(prepared, marked):
+    run = load_run(marked)
+    with rasterio.open(run.evidence, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as file:
+        file.write(np.ones((1, SIZE, SIZE), np.uint8))
+    manifest = run.manifest | {"evidence": run.manifest["evidence"] | {"sha256": file_sha256(run.evidence)}}
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert json.loads(geojson_of(load_run(marked)).read_text())["features"] == []
+    assert _shares(marked, 128) == "{}"
+    page = opened(scene=prepared.loose.id, run=marked)
+    assert not page.exception and OWN_OUTLINES not in captions(page)
+    page.segmented_control("result-part-buildings").set_value("Download").run()
+    labels = [link.proto.label for link in page.get("link_button")]
+    assert "Changed areas (GeoPackage)" in labels and "Buildings (GeoPackage)" not in labels
 
 
 def test_surveyed_buildings_are_not_called_the_model_s_own(prepared):

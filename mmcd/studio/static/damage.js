@@ -62,16 +62,17 @@
     let [threshold, width] = [null, null];
     const byId = new Map();
     const channel = new BroadcastChannel(name);
-    toggle(map, group, "Buildings");
-    legend(map, grades);
-
     channel.onmessage = ({ data }) => {
       if (data.type === "style") regrade((threshold = data.threshold));
       if (data.type === "building") choose(data.id, true);
     };
     const answer = await fetch(url);
     if (!answer.ok) return;
-    for (const feature of (await answer.json()).features) add(feature);
+    const { features } = await answer.json();
+    if (!features.length) return;
+    toggle(map, group, "Buildings");
+    legend(map, grades);
+    for (const feature of features) add(feature);
     map.on("zoomend", fitLines);
     fitLines();
     channel.postMessage({ type: "hello", of: "buildings" });
