@@ -76,8 +76,8 @@ def check_head(name: str, head: bytes, kind: Kind) -> str:
     return form
 
 
-def check_file(name: str, path: Path, kind: Kind) -> None:
-    """Refuse a file from elsewhere that cannot be read or may name others.
+def check_file(name: str, path: Path, kind: Kind) -> str:
+    """Refuse a file from elsewhere that cannot be read or may name others; return its format.
 
     Args:
         name: Its name, for the message.
@@ -93,6 +93,7 @@ def check_file(name: str, path: Path, kind: Kind) -> None:
         _check_image(name, path, form)
     elif form == "GeoJSON":
         _check_json(name, path)
+    return form
 
 
 def _check_image(name: str, path: Path, driver: str) -> None:

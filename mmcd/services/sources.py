@@ -7,19 +7,20 @@ waits. What may come from elsewhere is in `mmcd.services.foreign`.
 """
 
 import hashlib
+import math
 import re
 import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.parse import quote, unquote, urlsplit
 
 from mmcd.errors import InputError, NetworkError, StorageError
-from mmcd.locks import turn
+from mmcd.locks import ATTENDED_SECONDS, turn
 from mmcd.paths import workspace_folder
 from mmcd.progress import Progress, silent
 from mmcd.services.foreign import HEAD_BYTES, Kind, check_file, check_head
@@ -32,7 +33,13 @@ _CHUNK = 1 << 20
 _SPARE_BYTES = 200 << 20  # left free on the disk, for the run that follows
 _ADDRESS_SIGNS = "%/:=&?~#+!$,;'@()*[]"  # what an address holds beside letters and digits
 _WEB_PAGE = ("text/html", "application/xhtml+xml")
-_OUTLINE_NAMES = (".geojson", ".json", ".geojsonl", ".gpkg", ".parquet", ".geoparquet", ".pq", ".fgb")
+# Endings of the formats of outlines; some readers go by the name alone. The first is put behind a name without one.
+_OUTLINE_NAMES = {
+    "GeoJSON": (".json", ".geojson", ".geojsonl"),
+    "GPKG": (".gpkg",),
+    "Parquet": (".parquet", ".geoparquet", ".pq"),
+    "FlatGeobuf": (".fgb",),
+}
 
 
 def is_address(source: str) -> bool:
@@ -68,15 +75,15 @@ def keep_upload(name: str, content: bytes) -> Path:
 
     Raises:
         InputError: Its format is not taken from elsewhere.
-        StorageError: There is no space for it.
+        StorageError: There is no space for it, or another upload does not end.
     """
     check_head(name, content[:HEAD_BYTES], "image")
     path = workspace_folder("sources") / hashlib.sha256(content).hexdigest()[:16] / _plain_name(name)
-    with _alone(path, silent):
+    with _alone("uploads", path, silent, ATTENDED_SECONDS):
         if not path.exists():
             with _written(path):
                 _part_of(path).write_bytes(content)
-                _check_part(path, "image")
+                _name_part(path, "image")
     return path
 
 
@@ -86,23 +93,49 @@ def _download(address: str, progress: Progress, kind: Kind) -> Path:
         name = _plain_name(unquote(PurePosixPath(urlsplit(address).path).name))
     except ValueError as error:
         raise _no_address(address, error) from error
-    if kind == "outlines" and not name.lower().endswith(_OUTLINE_NAMES):
-        name += ".json"  # some readers of vector files go by the name alone
     path = folder / name
-    if not path.exists():
-        with _alone(path, progress):
-            if not path.exists():
+    found = _fetched(path, kind)
+    if found is None:
+        with _alone(f"download-{folder.name[:2]}", path, progress):
+            found = _fetched(path, kind)
+            if found is None:
                 with _written(path), _answer(address, path) as answer:
                     _receive(answer, path, progress, kind)
-                    _check_part(path, kind)
-    return path
+                    found = _name_part(path, kind)
+    return found
+
+
+def _fetched(path: Path, kind: Kind) -> Path | None:
+    """Return what an earlier download left under a name; None where there is nothing.
+
+    Raises:
+        InputError: It was taken as something else.
+    """
+    names = {path} if kind == "image" else {path, *(_named(path, form) for form in _OUTLINE_NAMES)}
+    found = next((name for name in sorted(names) if name.is_file()), None)
+    if found is not None:
+        check_file(found.name, found, kind)
+    return found
+
+
+def _named(path: Path, form: str) -> Path:
+    """Return a path with an ending of the file's format; that of an image says nothing to GDAL and stays."""
+    endings = _OUTLINE_NAMES.get(form, ("",))
+    return path if path.name.lower().endswith(endings) else path.with_name(path.name + endings[0])
 
 
 @contextmanager
-def _alone(path: Path, progress: Progress) -> Iterator[None]:
-    """Wait until no other process writes a file. The lock lies elsewhere: the file's folder may be cleared."""
-    lock = workspace_folder("locks") / f"{path.parent.name}.lock"
-    with turn(lock, waiting=lambda: progress(f"waiting for another download of {path.name}", 0, 1)):
+def _alone(name: str, path: Path, progress: Progress, seconds: float = math.inf) -> Iterator[None]:
+    """Wait until no other process writes a file. The lock lies elsewhere: the file's folder may be cleared.
+
+    Args:
+        name: Of the lock. There are a few hundred at most: the files of locks stay for ever.
+        path: What is to be written.
+        progress: Told of the waiting.
+        seconds: How long to wait.
+    """
+    lock = workspace_folder("locks") / f"{name}.lock"
+    with turn(lock, seconds, lambda: progress(f"waiting for another download of {path.name}", 0, 1)):
         yield
 
 
@@ -182,9 +215,12 @@ def _receive(answer: HTTPResponse, path: Path, progress: Progress, kind: Kind) -
         )
 
 
-def _check_part(path: Path, kind: Kind) -> None:
+def _name_part(path: Path, kind: Kind) -> Path:
+    """Check a file that is complete and give it its name, which ends as its format asks."""
     with _dropped_if_refused(path):
-        check_file(path.name, _part_of(path), kind)
+        form = check_file(path.name, _part_of(path), kind)
+    _validator_of(path).unlink(missing_ok=True)
+    return _part_of(path).replace(_named(path, form))
 
 
 @contextmanager
@@ -227,12 +263,14 @@ def _note_validator(answer: HTTPResponse, path: Path) -> None:
 
 @contextmanager
 def _written(path: Path) -> Iterator[None]:
-    """Give a file its name once its ``.part`` is complete."""
+    """Make the folder of a file that is about to be written; without anything in the end, it goes again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-        _part_of(path).replace(path)
-        _validator_of(path).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it holds something
+                path.parent.rmdir()
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}.", "Free some space, or clear the workspace."

@@ -1,6 +1,7 @@
 """Downloads and uploads, from a real server on this machine."""
 
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -11,11 +12,16 @@ from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
+import shapely
 from rasterio.io import MemoryFile
 
+from mmcd import locks
 from mmcd.errors import Cancelled, InputError, NetworkError, StorageError
+from mmcd.geo.footprints import read_footprints
+from mmcd.locks import turn
 from mmcd.services import sources
 from mmcd.services.sources import is_address, keep_upload, local_file
 
@@ -47,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(200, b"\n <VRTDataset/>", {"Content-Type": "image/tiff"})
         if self.path.startswith("/outlines"):
             return self._send(200, b'{"features": []}', {"Content-Type": "application/json"})
+        if self.path.startswith("/polygons"):
+            return self._send(200, server.polygons, {})  # type: ignore[attr-defined]
         if self.path.startswith("/netcdf"):
             return self._send(200, b"CDF\x02" + CONTENT, {"Content-Type": "image/tiff"})
         if not self.path.startswith(("/image", "/breaks")):
@@ -152,6 +160,60 @@ def test_outlines_come_as_json(workspace: Path, server: ThreadingHTTPServer) -> 
     path = local_file(address(server, "outlines.geojson"), kind="outlines")
     assert (path.name, path.read_bytes()) == ("outlines.geojson", b'{"features": []}')
     assert local_file(address(server, "outlines?f=geojson"), kind="outlines").name == "outlines.json"
+
+
+@pytest.mark.parametrize(
+    ("form", "asked", "name"),
+    [
+        (".parquet", "polygons", "polygons.parquet"),
+        (".parquet", "polygons.pq", "polygons.pq"),
+        (".parquet", "polygons.json", "polygons.json.parquet"),
+        (".gpkg", "polygons?f=gpkg", "polygons.gpkg"),
+        (".geojson", "polygons.parquet", "polygons.parquet.json"),
+        (".fgb", "polygons", "polygons.fgb"),
+    ],
+)
+def test_outlines_are_named_by_what_they_are(
+    workspace: Path, server: ThreadingHTTPServer, tmp_path: Path, form: str, asked: str, name: str
+) -> None:
+    frame = geopandas.GeoDataFrame({"id": ["a"]}, geometry=[shapely.box(0, 0, 1, 1)], crs="EPSG:4326")
+    made = tmp_path / f"made{form}"
+    frame.to_parquet(made) if form == ".parquet" else frame.to_file(made)
+    server.polygons = made.read_bytes()  # type: ignore[attr-defined]
+    path = local_file(address(server, asked), kind="outlines")
+    assert path.name == name
+    assert read_footprints(path).ids == ("a",)
+    assert local_file(address(server, asked), kind="outlines") == path
+    assert len(server.ranges) == 1  # type: ignore[attr-defined]
+
+
+def test_what_was_taken_as_outlines_is_no_image(workspace: Path, server: ThreadingHTTPServer) -> None:
+    source = address(server, "outlines.geojson")
+    path = local_file(source, kind="outlines")
+    with pytest.raises(InputError, match="of no format that is taken"):
+        local_file(source)
+    assert path.is_file()
+
+
+def test_locks_do_not_grow_with_the_downloads(workspace: Path, server: ThreadingHTTPServer) -> None:
+    for number in range(4):
+        local_file(address(server, f"outlines{number}.geojson"), kind="outlines")
+        keep_upload(f"{number}.png", image_of(np.full((8, 8), number, np.uint8), "PNG"))
+    names = {path.name for path in (workspace / "locks").iterdir()}
+    assert "uploads.lock" in names
+    assert all(re.fullmatch(r"(uploads|download-[0-9a-f]{2})\.lock", name) for name in names)
+
+
+def test_a_refused_upload_leaves_no_folder_and_does_not_wait_for_ever(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="is damaged"):
+        keep_upload("image.tif", b"II*\0" + bytes(508))
+    assert not list((workspace / "sources").iterdir())
+    monkeypatch.setattr(locks, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(sources, "ATTENDED_SECONDS", 0.05)
+    with turn(workspace / "locks" / "uploads.lock"), pytest.raises(StorageError, match="Another process holds"):
+        keep_upload("x.tif", SMALL)
 
 
 FETCH = """
