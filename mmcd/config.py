@@ -45,7 +45,9 @@ class Config(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            option = f"--{str(first['loc'][0]).replace('_', '-')}" if first["loc"] else "options"
+            if not first["loc"]:  # options that do not go together: the sentence names them
+                raise UsageError(f"{first['msg'].removeprefix('Value error, ')}.", "See --help.") from error
+            option = f"--{str(first['loc'][0]).replace('_', '-')}"
             raise UsageError(f"{option} {first['input']!r}: {first['msg'].lower()}.", "See --help.") from error
 
     def to_yaml(self) -> str:

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +20,14 @@ from mmcd.data import object_ids
 from mmcd.data.bright import event_of
 from mmcd.data.patch_index import PatchRules, PatchSplit, PatchTable, context_boxes
 from mmcd.errors import DataError
-from mmcd.geo.cog import atomic_path
+from mmcd.geo.cog import atomic_path, storage_errors
 
 SUMMARY = "config_summary.json"
 TABLE = "patches.parquet"
 Split = Literal["train", "val"]
 
 _RULE_KEYS = {"patch_stride": "stride"}  # Names that differ in the reference's summary.
-_SETTING_KEYS = ("train_ratio", "random_seed", "split_by")
+_SHOWN = 5
 _CHUNK = 1 << 20  # Ids are written this many at a time: a fixed-width id takes a hundred bytes.
 _IMPORT_SECONDS = 600
 
@@ -56,12 +56,29 @@ def write_patches(
     summary = _named(rules) | {**settings, "split_by": split.split_by, "stats": stats}
     if not overwrite:
         _check_replaceable(folder, summary)
-    (folder / SUMMARY).unlink(missing_ok=True)  # a folder that is half written is none
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SUMMARY).unlink(missing_ok=True)  # a folder that is half written is none
     for name, table in (("train", split.train), ("val", split.val)):
         _write_split(folder, name, table, rules)
     _write_table(folder / TABLE, total, len(split.train))
     _write_json(folder / SUMMARY, summary)
     return summary
+
+
+def check_replaceable(folder: Path, rules: PatchRules, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder whose metadata other rules or settings made, by what is known before tiles are read.
+
+    Args:
+        folder: Folder of the files; it may be missing.
+        rules: What would make the patches.
+        settings: What `write_patches` would be given, as far as it is known.
+
+    Raises:
+        DataError: The folder holds metadata of another configuration.
+    """
+    asked = _named(rules) | dict(settings)
+    _check_replaceable(folder, asked, asked)
 
 
 def read_patches(folder: Path, split: Split, rules: PatchRules | None = None) -> PatchTable:
@@ -178,18 +195,21 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def _check_replaceable(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Refuse a folder whose metadata were made otherwise; the same are made again."""
+def _check_replaceable(folder: Path, summary: Mapping[str, Any], keys: Iterable[str] | None = None) -> None:
+    """Refuse a folder whose metadata were made otherwise; the same are made again. No key but the counts is ignored."""
     if not (folder / SUMMARY).exists():
         return
     there = _read_summary(folder)
-    keys = [*_named(PatchRules()), *_SETTING_KEYS]
+    compared = dict.fromkeys([*summary, *there]) if keys is None else keys
     differing = [
-        f"{key} {there.get(key)} instead of {summary.get(key)}" for key in keys if there.get(key) != summary.get(key)
+        f"{key} {there.get(key)} instead of {summary.get(key)}"
+        for key in compared
+        if key != "stats" and there.get(key) != summary.get(key)
     ]
     if differing:
+        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise DataError(
-            f"{folder} holds patch metadata of another configuration: {', '.join(differing)}.",
+            f"{folder} holds patch metadata of another configuration: {', '.join(differing[:_SHOWN])}{more}.",
             "Choose another --out, or give --overwrite.",
         )
 

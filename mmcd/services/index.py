@@ -1,5 +1,6 @@
 """Makes the patch metadata of a data set: which patch pairs there are, and which of them are to learn from."""
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from mmcd.data.bright_splits import (
     read_split,
     resolve_split,
 )
-from mmcd.data.patch_files import write_patches
+from mmcd.data.patch_files import check_replaceable, write_patches
 from mmcd.data.patch_index import PatchRules, PatchTable, SplitBy, pool, split_patches, tile_patches
 from mmcd.errors import ConfigError, DataError
 from mmcd.geo.grid import Grid
@@ -60,7 +61,7 @@ class IndexRequest(Config):
         split_by: What stays on one side; ``lists`` follows the train and val lists.
         lists: Folder of the official split lists; only tiles to learn from are indexed then.
         protocol: Which of the lists.
-        hold_out: Event that the cross-event protocol leaves for testing.
+        hold_out: Event that the cross-event protocol leaves for testing; goes with ``split_by`` of ``lists``.
         one_shot: Whether one train and one val tile of that event are seen.
         overwrite: Replace metadata of another configuration.
     """
@@ -91,6 +92,8 @@ class IndexRequest(Config):
             raise ValueError("--hold-out is for the standard_ML lists")
         if self.one_shot and self.hold_out is None:
             raise ValueError("--one-shot needs --hold-out")
+        if self.hold_out is not None and self.split_by != "lists":
+            raise ValueError("--hold-out needs --split-by lists, which keeps the event's tiles on the protocol's sides")
         return self
 
 
@@ -146,6 +149,9 @@ def build_index(request: IndexRequest, progress: Progress = silent) -> IndexResu
     index = index_bright(request.root)
     warnings = index.report()
     tiles, parts, notes = _tiles(request, index)
+    settings = _settings(request, tiles)
+    if not request.overwrite:
+        check_replaceable(request.out, rules, settings)
     found = list(_reported(_read_all(tiles, rules), len(tiles), progress))
     warnings += [*notes, *(one.fault for one in found if one.fault)]
     read = [one for one in found if one.patches is not None and one.grid is not None]
@@ -158,13 +164,7 @@ def build_index(request: IndexRequest, progress: Progress = silent) -> IndexResu
         )
     members = _members(request.split_by, read, parts)
     split = split_patches(table, request.split_by, members, request.train_ratio, request.seed)
-    settings = {
-        "train_ratio": request.train_ratio,
-        "random_seed": request.seed,
-        "dataset": request.dataset,
-        "tiles": len(read),
-        "select_disaster": request.select_disaster,
-    }
+    settings["tiles"] = len(read)
     summary = write_patches(request.out, split, rules, settings, overwrite=request.overwrite)
     return IndexResult(request.out, len(read), summary, (*warnings, *split.warnings))
 
@@ -192,6 +192,27 @@ def read_patch_rules(config: Path | None, building_threshold: float | None = Non
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the rules"
         raise ConfigError(f"{config}: {where}: {first['msg'].lower()}.", "Correct it in the file.") from error
+
+
+def _settings(request: IndexRequest, tiles: Sequence[BrightTile]) -> dict[str, Any]:
+    """Return what tells these metadata from others, as far as it is known before the tiles are read."""
+    ids = "\n".join(sorted(tile.id for tile in tiles))
+    blacklist = _blacklist(request)
+    return {
+        "train_ratio": request.train_ratio,
+        "random_seed": request.seed,
+        "dataset": request.dataset,
+        "root": str(request.root.resolve()),
+        "limit": request.limit,
+        "select_disaster": request.select_disaster,
+        "blacklist": None if blacklist is None else str(blacklist.resolve()),
+        "split_asked": request.split_by,
+        "lists": None if request.lists is None else str(request.lists.resolve()),
+        "protocol": None if request.lists is None else request.protocol,
+        "hold_out": request.hold_out,
+        "one_shot": request.one_shot,
+        "tile_ids": hashlib.sha256(ids.encode()).hexdigest(),
+    }
 
 
 def _tiles(request: IndexRequest, index: BrightIndex) -> tuple[list[BrightTile], dict[str, str], list[str]]:
@@ -224,10 +245,15 @@ def _split(request: IndexRequest, lists: Path) -> BrightSplit:
 
 
 def _excluded(request: IndexRequest) -> set[str]:
+    path = _blacklist(request)
+    return set() if path is None else set(read_blacklist(path))
+
+
+def _blacklist(request: IndexRequest) -> Path | None:
     path = request.blacklist or request.root / BLACKLIST
     if request.include_blacklist or (request.blacklist is None and not path.is_file()):
-        return set()
-    return set(read_blacklist(path))
+        return None
+    return path
 
 
 def _read_all(tiles: Sequence[BrightTile], rules: PatchRules) -> Iterator[_Found]:

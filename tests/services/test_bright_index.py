@@ -17,7 +17,7 @@ from mmcd.commands import terminal
 from mmcd.data.bright import BrightTile, index_bright
 from mmcd.data.patch_files import read_patches
 from mmcd.data.patch_index import PatchRules
-from mmcd.errors import Cancelled, ConfigError, DataError, UsageError
+from mmcd.errors import Cancelled, ConfigError, DataError, StorageError, UsageError
 from mmcd.geo.cog import Band, write_cog
 from mmcd.geo.grid import Grid
 from mmcd.services.bright import TilesRequest, list_tiles
@@ -100,6 +100,42 @@ def test_of_the_contest_only_its_train_folder_is_read(tmp_path: Path) -> None:
     assert (ids_in(tmp_path / "out", "train") | ids_in(tmp_path / "out", "val")) <= here
 
 
+def test_metadata_of_other_data_are_refused_before_tiles_are_read(flat: Path, copy: Path, tmp_path: Path) -> None:
+    out, lists = tmp_path / "out", flat / "splits"
+    indexed(flat, out, split_by="image")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "none.txt").write_text("")
+
+    def never(*_: object) -> None:
+        raise AssertionError("tiles were read")
+
+    others: list[tuple[str, dict[str, object]]] = [
+        ("root", {"root": copy}),
+        ("limit", {"limit": 12}),
+        ("tile_ids", {"limit": 6}),
+        ("lists", {"lists": lists}),
+        ("protocol", {"lists": lists, "protocol": "dfc25"}),
+        ("hold_out", {"lists": lists, "split_by": "lists", "hold_out": "simulated_island-volcano"}),
+        ("blacklist", {"blacklist": tmp_path / "none.txt"}),
+        ("select_disaster", {"select_disaster": "simulated"}),
+        ("split_asked", {"split_by": "group"}),
+    ]
+    for key, options in others:
+        request = IndexRequest(**{"root": flat, "out": out, "split_by": "image", **options})
+        with pytest.raises(DataError, match=rf"another configuration: .*\b{key} "):
+            build_index(request, never)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert indexed(flat, out, split_by="image").tiles == 12
+    assert indexed(flat, out, split_by="image", limit=7, overwrite=True).tiles == 7
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(StorageError, match="cannot be written"):
+        indexed(flat, tmp_path / "out", split_by="image")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_tiles_that_touch_stay_together(flat: Path, tmp_path: Path) -> None:
     # The two tiles of an event touch, and events lie on different continents: groups are events here.
     indexed(flat, tmp_path, split_by="group")
@@ -136,6 +172,16 @@ def test_official_lists_and_the_cross_event_protocol(flat: Path, tmp_path: Path)
     assert zero.tiles == 10
     one = indexed(flat, tmp_path / "one", lists=lists, split_by="lists", hold_out=held_out, one_shot=True)
     assert one.tiles == 12
+    for split in ("train", "val"):  # the lists name every tile, and an event has one in each
+        with_patches = ids_in(tmp_path / "lists", split)
+        others = {i for i in with_patches if not i.startswith(held_out)}
+        assert len(others) < len(with_patches), "the event has patches on this side"
+        assert ids_in(tmp_path / "zero", split) == others
+        assert ids_in(tmp_path / "one", split) == with_patches
+    for split_by in ("event", "group", "image", "patch"):
+        with pytest.raises(UsageError, match=r"^--hold-out needs --split-by lists") as caught:
+            IndexRequest.checked(root=flat, out=tmp_path, lists=lists, hold_out=held_out, split_by=split_by)
+        assert "{" not in str(caught.value)
     for options in ({"split_by": "lists"}, {"hold_out": "x"}, {"lists": lists, "one_shot": True}):
         with pytest.raises(UsageError):
             IndexRequest.checked(root=flat, out=tmp_path, **options)
