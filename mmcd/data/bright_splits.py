@@ -49,10 +49,11 @@ def read_split(folder: Path, protocol: Protocol) -> BrightSplit:
         protocol: Which lists.
 
     Raises:
-        DataError: There is no train list, or a line is not an id.
+        DataError: There is no train list, a line is not an id, or the lists are those of another protocol.
     """
     home = folder / protocol if (folder / protocol).is_dir() else folder
     lists = {part: _read_list(home, part) for part in PARTS}
+    _check_protocol(home, protocol, lists)
     if not lists["train"]:
         raise DataError(
             f"{home} holds no train list of {protocol} ({', '.join('train' + ending for ending in _ENDINGS)}).",
@@ -66,6 +67,18 @@ def read_split(folder: Path, protocol: Protocol) -> BrightSplit:
                 lists[part] -= shared
                 warnings.append(f"{_named(shared)} dropped from {part}: also in {later} of {protocol}.")
     return BrightSplit(protocol, {part: tuple(sorted(ids)) for part, ids in lists.items() if ids}, tuple(warnings))
+
+
+def protocols_in(folder: Path) -> tuple[Protocol, ...]:
+    """Return the protocols whose lists a folder that `read_split` takes holds; none without a list.
+
+    List files in a folder of another name are the contest's where a holdout list is among them, else the standard ones.
+    """
+    found = tuple(protocol for protocol in PROTOCOLS if (folder / protocol).is_dir())
+    if found or not _list_path(folder, "train"):
+        return found
+    named = tuple(protocol for protocol in PROTOCOLS if protocol == folder.resolve().name)
+    return named or (("dfc25",) if _list_path(folder, "holdout") else ("standard_ML",))
 
 
 def cross_event_split(
@@ -165,14 +178,31 @@ def read_blacklist(path: Path) -> dict[str, str]:
 
 def _read_list(home: Path, part: str) -> set[str]:
     """Return the ids of a list; empty when there is no such file."""
-    for ending in _ENDINGS:
-        path = home / f"{part}{ending}"
-        if path.is_file():
-            ids = {line.strip() for line in path.read_text().splitlines() if line.strip()}
-            for image_id in ids:
-                event_of(image_id)
-            return ids
-    return set()
+    path = _list_path(home, part)
+    if path is None:
+        return set()
+    try:
+        ids = {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.", "Give a text file with one id a line.") from error
+    for image_id in ids:
+        event_of(image_id)
+    return ids
+
+
+def _list_path(home: Path, part: str) -> Path | None:
+    paths = [home / f"{part}{ending}" for ending in _ENDINGS]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _check_protocol(home: Path, protocol: Protocol, lists: Mapping[str, set[str]]) -> None:
+    """Refuse lists that are read under another protocol's name: their tiles are sorted otherwise."""
+    name = home.resolve().name
+    other = name if name in PROTOCOLS and name != protocol else None
+    if protocol == "standard_ML" and lists["holdout"]:
+        other = "dfc25"  # no other protocol holds any out
+    if other:
+        raise DataError(f"{home} holds the lists of {other}, not of {protocol}.", f"Give --protocol {other}.")
 
 
 def _shot(split: BrightSplit, part: str, event: str, held_out: set[str]) -> str:

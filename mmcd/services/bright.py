@@ -9,7 +9,7 @@ from typing import Any
 
 from mmcd.config import Config
 from mmcd.data.bright import EVENTS, BrightTile, check_headers, index_bright
-from mmcd.data.bright_splits import PROTOCOLS, read_split
+from mmcd.data.bright_splits import PROTOCOLS, protocols_in, read_split
 from mmcd.errors import DataError
 from mmcd.geo.cog import atomic_path
 from mmcd.geo.grid import Grid
@@ -115,9 +115,11 @@ def list_tiles(request: TilesRequest, progress: Progress = silent) -> TilesResul
 def _listed(lists: Path, warnings: list[str]) -> dict[str, list[str]]:
     """Return the protocols and parts of each id, for the protocols that there are."""
     found: dict[str, list[str]] = {}
-    protocols = [protocol for protocol in PROTOCOLS if (lists / protocol).is_dir()]
+    protocols = protocols_in(lists)
     if not protocols:
-        raise DataError(f"{lists} holds no folder {', '.join(PROTOCOLS)}.", "Give the folder of BRIGHT's split lists.")
+        raise DataError(
+            f"{lists} holds no list, nor folder {', '.join(PROTOCOLS)}.", "Give the folder of BRIGHT's split lists."
+        )
     for protocol in protocols:
         split = read_split(lists, protocol)
         warnings += split.warnings

@@ -227,13 +227,31 @@ def _tiles(request: IndexRequest, index: BrightIndex) -> tuple[list[BrightTile],
         notes += [*split.warnings, *absent]
         candidates = sorted((tile for tiles in by_part.values() for tile in tiles), key=lambda tile: tile.id)
         parts = split.part_of()
+    else:
+        candidates, known = _unlisted(candidates, index)
+        notes += known
     labelled = [tile for tile in candidates if tile.label is not None]
+    if candidates and not labelled:
+        raise DataError(
+            f"No tile is left: none of {len(candidates):,} tiles has a label file; {index.report()[0].rstrip('.')}.",
+            "Download target, the folder of the labels, with mmcd data download.",
+        )
     excluded = _excluded(request)
     chosen = select_tiles(labelled, disaster=request.select_disaster, excluded=excluded, limit=request.limit)
     listed = sum(tile.id in excluded for tile in labelled)
     if listed:
         notes.append(f"{listed:,} tiles of the blacklist are left out.")
     return chosen, parts, notes
+
+
+def _unlisted(candidates: list[BrightTile], index: BrightIndex) -> tuple[list[BrightTile], list[str]]:
+    """Return the tiles to learn from where no lists say it, and what should be known about them."""
+    if index.layout == "flat":
+        return candidates, ["Without --lists the official val and test tiles are among those that are learnt from."]
+    scored = {tile.id for tile in index.tiles if tile.part in ("val", "test")}
+    shared = [tile.id for tile in candidates if tile.id in scored]
+    notes = [f"{_named(shared)}: left out, also in the val or test folder."] if shared else []
+    return [tile for tile in candidates if tile.id not in scored], notes
 
 
 def _split(request: IndexRequest, lists: Path) -> BrightSplit:

@@ -22,6 +22,7 @@ from mmcd.data.bright import (
 from mmcd.data.bright_splits import (
     BrightSplit,
     cross_event_split,
+    protocols_in,
     read_blacklist,
     read_split,
     resolve_split,
@@ -258,6 +259,26 @@ def test_lists_with_other_names_and_with_faults(tmp_path: Path, flat: Path) -> N
     (tmp_path / "train_setlevel.txt").write_text("what is this")
     with pytest.raises(DataError, match="what is this"):
         read_split(tmp_path, "dfc25")
+
+
+def test_lists_of_one_protocol_are_not_read_as_anothers(tmp_path: Path, flat: Path) -> None:
+    for protocol in ("standard_ML", "few_shot"):
+        with pytest.raises(DataError, match=rf"lists of dfc25, not of {protocol}.*--protocol dfc25"):
+            read_split(flat / "splits" / "dfc25", protocol)
+    (tmp_path / "train_set.txt").write_text("a_1")
+    assert read_split(tmp_path, "standard_ML").parts == {"train": ("a_1",)}
+    assert protocols_in(tmp_path) == ("standard_ML",)
+    (tmp_path / "holdout_set.txt").write_text("a_2")
+    with pytest.raises(DataError, match="--protocol dfc25"):
+        read_split(tmp_path, "standard_ML")
+    assert protocols_in(tmp_path) == ("dfc25",)
+    assert protocols_in(flat / "splits" / "few_shot") == ("few_shot",) and protocols_in(flat) == ()
+
+
+def test_lists_that_are_no_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "train_set.txt").write_bytes(b"a_1\n\xff\xfe")
+    with pytest.raises(DataError, match=r"train_set\.txt cannot be read.*one id a line"):
+        read_split(tmp_path, "standard_ML")
 
 
 def test_tiles_of_a_list_that_are_not_on_disk_are_counted_by_event(flat: Path) -> None:

@@ -98,6 +98,27 @@ def test_of_the_contest_only_its_train_folder_is_read(tmp_path: Path) -> None:
     assert any("too few to split by event" in line for line in result.warnings)
     here = {tile.id for tile in tiles if tile.part == "train"}
     assert (ids_in(tmp_path / "out", "train") | ids_in(tmp_path / "out", "val")) <= here
+    assert not any("--lists" in line or "left out" in line for line in result.warnings)
+
+
+def test_a_contest_tile_that_is_also_scored_is_not_learnt_from(tmp_path: Path) -> None:
+    simulate_bright(SimulateRequest(out=tmp_path / "tree", scenes=8, size=SIDE, event="flood", layout="dfc25"))
+    tiles = [tile for tile in index_bright(tmp_path / "tree").tiles if tile.part == "train"]
+    for path in (tiles[0].pre, tiles[0].post):  # as in the contest: without labels
+        target = path.parents[2] / "test" / path.parent.name / path.name
+        target.parent.mkdir(parents=True)
+        shutil.copy(path, target)
+    result = indexed(tmp_path / "tree", tmp_path / "out")
+    assert result.tiles == len(tiles) - 1
+    assert any(tiles[0].id in line and "val or test folder" in line for line in result.warnings)
+    assert tiles[0].id not in ids_in(tmp_path / "out", "train") | ids_in(tmp_path / "out", "val")
+
+
+def test_without_lists_it_is_told_that_test_tiles_are_learnt_from(flat: Path, tmp_path: Path) -> None:
+    words = "Without --lists the official val and test tiles"
+    assert any(words in line for line in indexed(flat, tmp_path / "all").warnings)
+    listed = indexed(flat, tmp_path / "listed", lists=flat / "splits", split_by="image")
+    assert not any(words in line for line in listed.warnings)
 
 
 def test_metadata_of_other_data_are_refused_before_tiles_are_read(flat: Path, copy: Path, tmp_path: Path) -> None:
@@ -220,7 +241,9 @@ def test_nothing_to_index_is_an_error_that_writes_nothing(copy: Path, tmp_path: 
     with pytest.raises(DataError, match="None of 12 tiles"):
         indexed(copy, tmp_path / "out")
     shutil.rmtree(copy / "target")
-    with pytest.raises(DataError, match="No tile is left"):
+    with pytest.raises(
+        DataError, match=r"No tile is left: none of 12 tiles has a label file; .*target.*Download target"
+    ):
         indexed(copy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -280,6 +303,8 @@ def test_outlines_lie_where_the_tiles_lie(copy: Path, tmp_path: Path) -> None:
         assert "standard_ML" in row.parts
     with pytest.raises(DataError, match="split lists"):
         list_tiles(TilesRequest(root=copy, lists=tmp_path))
+    alone = list_tiles(TilesRequest(root=copy, lists=copy / "splits" / "dfc25"))
+    assert alone.events[0].parts == {"dfc25 train": 1, "dfc25 val": 1}
 
 
 # --- the commands -------------------------------------------------------------------------------------------------
