@@ -8,6 +8,7 @@ that broke goes on at the file where it stopped, and takes no more disk than the
 import io
 import re
 import shutil
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -16,10 +17,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-from urllib.parse import urljoin
+from urllib.parse import quote
 
 from pydantic import Field
 
@@ -41,6 +42,10 @@ PAUSE_SECONDS = 2.0
 _HUB = "https://huggingface.co/datasets/Kullervo/BRIGHT/resolve/"
 _DIRECTORY_BLOCK, _FILE_BLOCK = 1 << 16, 8 << 20  # Bytes that a request fetches at least, where they are wanted.
 _SPARE_BYTES = 200 << 20
+_LONGEST_READ = 64 << 20  # Bytes; about a hundred times what the directory of 4,246 tiles takes.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ADDRESS_SIGNS = "%/:=&?~#+!$,;'@()*[]"  # what an address holds beside letters and digits
+_SHOWN = 5
 _LIST = re.compile(r"\w+_set(level)?\.txt")
 
 
@@ -82,6 +87,7 @@ class DownloadResult:
         root: Folder of the data set.
         fetched: Files that were fetched.
         kept: Files that were there already, with the archive's checksum.
+        replaced: Those of the fetched files that were there with other content.
         size: Bytes of the fetched files.
         warnings: What the archives do not hold.
     """
@@ -89,6 +95,7 @@ class DownloadResult:
     root: Path
     fetched: int
     kept: int
+    replaced: tuple[Path, ...]
     size: int
     warnings: tuple[str, ...]
 
@@ -98,6 +105,7 @@ class DownloadResult:
             "root": str(self.root),
             "fetched": self.fetched,
             "kept": self.kept,
+            "replaced": [str(path) for path in self.replaced],
             "bytes": self.size,
             "warnings": list(self.warnings),
         }
@@ -108,19 +116,26 @@ def download(request: DownloadRequest, progress: Progress = silent) -> DownloadR
 
     Args:
         request: What to fetch.
-        progress: Told of the stage, megabytes done and in all; may raise to stop, which keeps every whole file.
+        progress: Told of the stage and of files checked, then of megabytes done, and of all of them; may raise to
+            stop, which keeps every whole file.
 
     Raises:
         DataError: The archives hold no such event, or are damaged.
+        InputError: The address is none.
         NetworkError: A server cannot be reached, or does not answer byte ranges.
-        StorageError: There is no space.
+        StorageError: There is no space, or a file that is here cannot be read.
     """
     published = _PUBLISHED[request.name]
     base = published.address if request.address is None else request.address.rstrip("/") + "/"
-    archives = [_Archive(urljoin(base, name), request) for name in published.archives]
+    archives = [_Archive(quote(base + name, safe=_ADDRESS_SIGNS), request) for name in published.archives]
     _check_events(request.events, archives)
     files = [(archive, info, path) for archive in archives for info, path in archive.wanted.items()]
-    missing = [file for file in files if not _fits(file[1], file[2])]
+    missing = []
+    for number, file in enumerate(files):
+        progress(f"checking {file[2].name}", number, len(files))
+        if not _fits(file[1], file[2]):
+            missing.append(file)
+    replaced = tuple(path for _, _, path in missing if path.exists())
     total = sum(info.file_size for _, info, _ in missing)
     _need(total, request.root)
     done = 0
@@ -131,7 +146,11 @@ def download(request: DownloadRequest, progress: Progress = silent) -> DownloadR
     progress("downloading (MB)", total >> 20, total >> 20)
     absent = [event for event in request.events if request.name == "bright" and event in NOT_SHARED]
     warnings = [f"{event}: its optical images may not be passed on and are in no archive." for event in absent]
-    return DownloadResult(request.root, len(missing), len(files) - len(missing), total, tuple(warnings))
+    if replaced:
+        more = f" and {len(replaced) - _SHOWN:,} more" if len(replaced) > _SHOWN else ""
+        shown = ", ".join(path.name for path in replaced[:_SHOWN])
+        warnings.append(f"{shown}{more}: replaced, for they were not the archive's.")
+    return DownloadResult(request.root, len(missing), len(files) - len(missing), replaced, total, tuple(warnings))
 
 
 class RemoteFile(io.RawIOBase):
@@ -171,6 +190,17 @@ class RemoteFile(io.RawIOBase):
         self._place = max(0, origin + offset)
         return self._place
 
+    def read(self, size: int = -1) -> bytes:
+        """Return bytes; what an archive asks for at once is bounded, for its own lengths may be wrong.
+
+        Raises:
+            BadZipFile: More than any directory has is asked for.
+            NetworkError: The server cannot be reached, or the file is not what it was.
+        """
+        if size > _LONGEST_READ:
+            raise zipfile.BadZipFile(f"it asks for {size:,} bytes at once")
+        return super().read(size) or b""
+
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer, but for what lies behind the end of the file.
 
@@ -202,6 +232,9 @@ class RemoteFile(io.RawIOBase):
                 reason: object = f"it answers {error.code} {error.reason}"
                 if error.code < 500 and error.code != 429:
                     break
+            except (InvalidURL, ValueError) as error:
+                reason = error
+                break
             except (urllib.error.URLError, HTTPException, OSError) as error:
                 reason = getattr(error, "reason", error) or type(error).__name__
         raise NetworkError(
@@ -212,13 +245,23 @@ class RemoteFile(io.RawIOBase):
     def _asked(self, start: int, stop: int) -> bytes:
         headers = {"User-Agent": "mmcd", "Range": f"bytes={start}-{stop - 1}"}
         with opened(urllib.request.Request(self._address, headers=headers)) as answer:
+            if self._address.startswith("https:") and not answer.geturl().startswith("https:"):
+                raise NetworkError(
+                    f"{self._address} leads to an address without encryption.", "Use another mirror with --address."
+                )
             if answer.status != 206:
                 raise NetworkError(
                     f"{self._address} does not answer byte ranges.",
                     "Use another mirror with --address, or download the archive and unpack it yourself.",
                 )
-            self._check_same(answer.headers.get("Content-Range", ""), answer.headers.get("ETag"))
-            content: bytes = answer.read()
+            content_range = answer.headers.get("Content-Range", "")
+            self._check_same(content_range, answer.headers.get("ETag"))
+            if not re.match(rf"bytes\s+{start}-", content_range):
+                raise NetworkError(
+                    f"{self._address} answers {content_range!r} where byte {start:,} was asked for.",
+                    "Use another mirror with --address, or download the archive and unpack it yourself.",
+                )
+            content: bytes = answer.read(stop - start)
         if len(content) != stop - start:
             raise ConnectionError(f"{len(content):,} of {stop - start:,} bytes came")
         return content
@@ -251,6 +294,13 @@ class _Archive:
         self._stops: dict[zipfile.ZipInfo, int] = {}
         for info in members:
             self._sort(info, request)
+        odd = next((info for info in self.wanted if info.compress_type not in _METHODS), None)
+        if odd is not None:
+            raise DataError(
+                f"{odd.filename} in {address} is packed by method {odd.compress_type}; only stored and deflated "
+                "files are read.",
+                "Use another --address.",
+            )
         stop = self._zip.start_dir
         for info in reversed(members):
             if info in self.wanted:
@@ -305,7 +355,7 @@ class _Archive:
 def _reading(what: str) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
         raise DataError(
             f"{what} is damaged: {str(error).rstrip('.')}.", "Run the same command again, or use another --address."
         ) from error
@@ -319,13 +369,22 @@ def _check_events(events: Sequence[str], archives: Sequence[_Archive]) -> None:
 
 
 def _fits(info: zipfile.ZipInfo, path: Path) -> bool:
-    """Return whether a file is here with the archive's checksum."""
-    if not path.is_file() or path.stat().st_size != info.file_size:
-        return False
+    """Return whether a file is here with the archive's checksum.
+
+    Raises:
+        StorageError: It is here and cannot be read.
+    """
     crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            crc = zlib.crc32(chunk, crc)
+    try:
+        if not path.is_file() or path.stat().st_size != info.file_size:
+            return False
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                crc = zlib.crc32(chunk, crc)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror or error}.", "Allow reading it, or choose another --root."
+        ) from error
     return crc == info.CRC
 
 

@@ -1,10 +1,13 @@
 """Single files out of archives on a real server on this machine."""
 
+import io
 import json
 import re
 import threading
+import urllib.request
 import zipfile
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,9 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from mmcd.cli import app
-from mmcd.errors import Cancelled, DataError, NetworkError, StorageError, UsageError
+from mmcd.errors import Cancelled, DataError, InputError, NetworkError, StorageError, UsageError
 from mmcd.services import download as module
 from mmcd.services.download import DownloadRequest, DownloadResult, RemoteFile, download
+from mmcd.services.sources import opened
 
 EVENTS = ("bata-explosion", "la_palma-volcano", "ukraine-conflict")
 LAYERS = {"pre-event": "_pre_disaster.tif", "post-event": "_post_disaster.tif", "target": "_building_damage.tif"}
@@ -30,6 +34,8 @@ class Server(ThreadingHTTPServer):
     whole = False
     broken: int  # answers that end early, from now on
     status: int | None = None
+    shift = 0  # bytes by which answers begin too late
+    surplus = b""  # sent behind what was asked for
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that has seen enough hangs up."""
@@ -49,7 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.ranges.append((self.path.lstrip("/"), start, last + 1))
         part = content if self.server.whole else content[start : last + 1]
         self.send_response(200 if self.server.whole else 206)
-        self.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
+        part += self.server.surplus
+        self.send_header("Content-Range", f"bytes {start + self.server.shift}-{last}/{len(content)}")
         self.send_header("ETag", self.server.tag)
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
@@ -173,7 +180,8 @@ def test_a_stopped_download_goes_on_and_damage_is_mended(server: Server, tmp_pat
     damaged = root / min(whole)
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     result = fetch(server, root)
-    assert (result.fetched, result.kept) == (20, 4)
+    assert (result.fetched, result.kept, result.replaced) == (20, 4, (damaged,))
+    assert any(damaged.name in line and "replaced" in line for line in result.warnings)
     assert damaged.read_bytes() == content_of(min(whole))
     server.ranges.clear()
     assert fetch(server, root).fetched == 0
@@ -205,7 +213,12 @@ def test_wrong_bytes_never_get_the_name(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [({"whole": True}, "byte ranges"), ({"status": 403}, "answers 403"), ({"status": 503}, "answers 503")],
+    [
+        ({"whole": True}, "byte ranges"),
+        ({"shift": 1}, "where byte 0 was asked for"),
+        ({"status": 403}, "answers 403"),
+        ({"status": 503}, "answers 503"),
+    ],
 )
 def test_servers_that_cannot_be_used_say_why(
     server: Server, tmp_path: Path, fault: dict[str, object], words: str
@@ -214,6 +227,89 @@ def test_servers_that_cannot_be_used_say_why(
         setattr(server, name, value)
     with pytest.raises(NetworkError, match=words):
         fetch(server, tmp_path / "root")
+
+
+@pytest.mark.parametrize("wrong", ["http://[bad", "http://host:port", "http://127.0.0.1:1/a b\t", "http://" + "a" * 70])
+def test_addresses_that_are_none_are_told_in_one_line(
+    tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
+    with pytest.raises((InputError, NetworkError)):
+        download(DownloadRequest(name="bright", root=tmp_path / "root", address=wrong))
+
+
+def test_an_address_may_hold_a_space(server: Server, tmp_path: Path) -> None:
+    server.files |= {f"my%20mirror/{name}": content for name, content in server.files.items()}
+    request = DownloadRequest(
+        name="bright", root=tmp_path / "root", events=EVENTS[:1], address=f"{address(server)}/my mirror"
+    )
+    assert download(request).fetched == 3 * TILES
+
+
+def test_more_than_was_asked_for_is_not_read(server: Server) -> None:
+    server.surplus = b"more" * 1000
+    remote = RemoteFile(f"{address(server)}/target.zip")
+    assert remote.read(100) == server.files["target.zip"][:100]
+
+
+def test_an_encrypted_address_may_not_lead_to_a_plain_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def redirected(request: urllib.request.Request) -> HTTPResponse:
+        plain = request.full_url.replace("https:", "http:")
+        return opened(urllib.request.Request(plain, headers=dict(request.header_items())))
+
+    monkeypatch.setattr(module, "opened", redirected)
+    assert RemoteFile(f"{address(server)}/target.zip").size == len(server.files["target.zip"])
+    with pytest.raises(NetworkError, match="without encryption"):
+        RemoteFile(f"{address(server)}/target.zip".replace("http:", "https:"))
+
+
+def archive_of(path: Path, method: int = zipfile.ZIP_STORED) -> bytes:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(flat_names(EVENTS[0])[0], content_of("tile"))
+    return path.read_bytes()
+
+
+def test_directories_that_lie_are_refused(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.files["pre-event.zip"] = archive_of(tmp_path / "one.zip", zipfile.ZIP_LZMA)
+    with pytest.raises(DataError, match="only stored and deflated"):
+        fetch(server, tmp_path / "root")
+    content = archive_of(tmp_path / "two.zip")
+    name = flat_names(EVENTS[0])[0].encode()
+    place = content.rindex(name)
+    flags = place - 46 + 8  # of the directory's entry; bit 11 calls the name UTF-8
+    changed = bytearray(content)
+    changed[flags + 1] |= 8
+    changed[place] = 0xFF
+    server.files["pre-event.zip"] = bytes(changed)
+    with pytest.raises(DataError, match=r"pre-event\.zip is damaged"):
+        fetch(server, tmp_path / "root")
+    directory = io.BytesIO()
+    with zipfile.ZipFile(directory, "w") as archive:
+        for number in range(1000):
+            archive.writestr(f"{number:08d}", b"")
+    server.files["pre-event.zip"] = directory.getvalue()
+    monkeypatch.setattr(module, "_LONGEST_READ", 50_000)
+    with pytest.raises(DataError, match="bytes at once"):
+        fetch(server, tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
+def test_files_are_checked_with_word_of_it_and_unreadable_ones_are_told(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, heard = tmp_path / "root", list[tuple[str, int, int]]()
+    fetch(server, root, EVENTS[0])
+    request = DownloadRequest(name="bright", root=root, events=EVENTS[:1], address=address(server))
+    download(request, lambda *news: heard.append(news))
+    checked = [news for news in heard if news[0].startswith("checking ")]
+    assert [number for _, number, _ in checked] == list(range(3 * TILES)) and checked[0][2] == 3 * TILES
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(StorageError, match=r"cannot be read: Permission denied"):
+        download(request)
 
 
 def test_an_archive_that_changes_meanwhile_is_noticed(server: Server) -> None:
