@@ -60,7 +60,7 @@ def data_index(
     include_blacklist: Annotated[bool, typer.Option("--include-blacklist", help="Leave none out.")] = False,
     lists: Annotated[Path | None, typer.Option(help="Folder of split lists: only their train tiles.")] = None,
     protocol: Annotated[str, typer.Option(help="standard_ML, dfc25 or few_shot.")] = "standard_ML",
-    hold_out: Annotated[str | None, typer.Option(help="Event that is tested on: the cross-event protocol.")] = None,
+    hold_out: Annotated[str | None, typer.Option(help="Event that is tested on; with --split-by lists.")] = None,
     one_shot: Annotated[bool, typer.Option("--one-shot", help="See one train and one val tile of it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace metadata of another configuration.")] = False,
     json_output: JsonFlag = False,

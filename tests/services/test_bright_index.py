@@ -157,11 +157,21 @@ def test_a_file_in_the_place_of_the_folder_is_told(flat: Path, tmp_path: Path) -
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_tiles_that_touch_stay_together(flat: Path, tmp_path: Path) -> None:
-    # The two tiles of an event touch, and events lie on different continents: groups are events here.
-    indexed(flat, tmp_path, split_by="group")
-    events = [{image_id.rpartition("_")[0] for image_id in ids_in(tmp_path, split)} for split in ("train", "val")]
-    assert all(events) and not events[0] & events[1]
+def test_tiles_that_touch_stay_together(tmp_path: Path) -> None:
+    # Tiles of an event touch two by two, so that an event has several groups.
+    root = tmp_path / "tree"
+    simulate_bright(SimulateRequest(out=root, scenes=8, size=SIDE, event="earthquake", layout="bright"))
+
+    def shared(split_by: str, seed: int) -> set[int]:
+        out = tmp_path / f"{split_by}-{seed}"
+        result = indexed(root, out, split_by=split_by, seed=seed, train_ratio=0.5)
+        assert result.summary["split_by"] == split_by
+        pairs = [{int(i[-8:]) // 2 for i in ids_in(out, split)} for split in ("train", "val")]
+        assert all(pairs)
+        return pairs[0] & pairs[1]
+
+    assert not any(shared("group", seed) for seed in range(4))
+    assert any(shared("image", seed) for seed in range(4)), "the pairs could have been parted"
 
 
 def test_blacklist_beside_the_data_is_used_unless_told_otherwise(copy: Path, tmp_path: Path) -> None:
@@ -327,7 +337,10 @@ def test_commands_simulate_list_and_index(tmp_path: Path, monkeypatch: pytest.Mo
     assert "simulated_island-volcano" in run("data", "tiles", root)
     result = json.loads(run("data", "index", root, "--out", out, "--split-by", "image", "--json"))
     assert result["tiles"] == 5 and result["stats"]["total"]["total_patches"] > 0
-    assert result["warnings"] == [line for line in result["warnings"] if line]
+    unlabelled = index_bright(root).missing[0]
+    first, second, *others = result["warnings"]
+    assert first.startswith(f"{unlabelled.id}: no label file") and second.startswith("Without --lists")
+    assert len(set(others)) == len(others) and all("split holds no" in line for line in others)
     assert len(read_patches(out, "train")) == result["stats"]["train"]["total_patches"]
     shown = CliRunner().invoke(app, ["data", "index", str(root), "--out", str(out), "--split-by", "image"])
     assert "no label file" in shown.stderr and "train total_patches" in shown.stdout
