@@ -16,7 +16,9 @@ from mmcd.score import NOT_ASSESSED, threshold_value
 
 _PROBABILITY = (np.arange(1, 256) - 1) / 254
 _COUNTED = 2**20
-"""Values that are counted at once: numpy widens them to 64 bits first, here 4 MB. Even, so that pairs stay pairs."""
+"""Numbers that are counted at once: numpy widens them to 64 bits first, here 8 MB."""
+_SAMPLED = 2**12
+"""Values that show which one is the commonest."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,23 @@ class ScoreCounts:
 def _histogram(values: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return how often each byte occurs, shape (256,).
 
-    Two neighbours are counted as one number of 16 bits: half as many numbers take half the time.
+    Most of a map is ground that did not change, all of one stored value: eight such pixels in a row are counted as one
+    word. Of the rest, two neighbours are counted as one number of 16 bits.
     """
     flat = np.ascontiguousarray(values).ravel()
-    even = len(flat) // 2 * 2
+    if len(flat) < _COUNTED:
+        return np.bincount(flat, minlength=256)
+    words = flat[: len(flat) // 8 * 8].view(np.uint64)
+    common = int(np.bincount(flat[:: len(flat) // _SAMPLED]).argmax())
+    # `compress` takes a third of the time of an index by the same mask.
+    uncommon = np.compress(words != np.uint64(common * 0x0101010101010101), words).view(np.uint16)
     pairs = np.zeros(2**16, np.int64)
-    for begin in range(0, even, _COUNTED):
-        pairs += np.bincount(flat[begin : min(begin + _COUNTED, even)].view(np.uint16), minlength=2**16)
+    for begin in range(0, len(uncommon), _COUNTED):
+        pairs += np.bincount(uncommon[begin : begin + _COUNTED], minlength=2**16)
     square = pairs.reshape(256, 256)
-    total: NDArray[np.int64] = square.sum(axis=0) + square.sum(axis=1) + np.bincount(flat[even:], minlength=256)
+    total: NDArray[np.int64] = square.sum(axis=0) + square.sum(axis=1)
+    total += np.bincount(flat[8 * len(words) :], minlength=256)
+    total[common] += 8 * len(words) - 2 * len(uncommon)
     return total
 
 

@@ -22,16 +22,17 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
     return np.rint(probability * 254).astype(np.uint8) + np.uint8(1), target
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 2**20, 2**21 + 3])
-def test_every_pixel_is_counted_once(size: int) -> None:
+@pytest.mark.parametrize("background", [0.0, 0.99, 1.0])
+@pytest.mark.parametrize("size", [0, 1, 7, 2**20, 2**21 + 13])
+def test_every_pixel_is_counted_once(size: int, background: float) -> None:
     rng = np.random.default_rng(size)
     score, target = rng.integers(0, 256, size, dtype=np.uint8), rng.random(size) < 0.1
+    score[rng.random(size) < background] = 1
     counts = ScoreCounts.of(score, target)
     assert np.array_equal(counts.changed, np.bincount(score[target], minlength=256))
     assert np.array_equal(counts.unchanged, np.bincount(score[~target], minlength=256))
-    assert np.array_equal(
-        ScoreCounts.of(score[::2], target[::2]).changed, np.bincount(score[::2][target[::2]], minlength=256)
-    )
+    apart = ScoreCounts.of(score[::2], target[::2]).changed
+    assert np.array_equal(apart, np.bincount(score[::2][target[::2]], minlength=256))
 
 
 def test_curves_equal_scikit_learn(sample: tuple[np.ndarray, np.ndarray]) -> None:
