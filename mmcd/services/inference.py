@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 
 ADAPT_WEIGHT = 0.1
 """Weight of a scene's own statistics when a model is adapted to it, ``1 - alpha``: small, so that a scene which is like
-the training set stays as it is. `benchmarks/robustness.py` measures others."""
+the training set stays as it is. On four simulated test scenes it raised the average precision of damage-vhr-sim 1.0 by
+0.002 to 0.011, whether the radar image looked as trained, darker, of another gamma or offset, or of one look; 0.3 did
+by up to 0.021, 0.5 by up to 0.023 (``benchmarks/robustness.py adapt``).
+"""
 
 _EVIDENCE = EVIDENCE_FILE.removesuffix(".tif")
 _PUBLISHING = "publishing"  # In the folder in which a run grows, once its files begin to move to their final names.
