@@ -1,7 +1,7 @@
 """What alignment and adaptation do for ``damage-vhr-sim`` on simulated scenes that are displaced or look different.
 
     python benchmarks/robustness.py align           post displaced by 0, 4, 8 and 16 px
-    python benchmarks/robustness.py adapt           post with another gain, gamma, offset or number of looks
+    python benchmarks/robustness.py adapt           post with another gain, gamma, offset, speckle or look angle
     python benchmarks/robustness.py align --split validation --scenes 10     the scenes that the criterion was set on
 
 Every scene is one that the card names; training saw none of them. The limits of the alignment were set on validation
@@ -53,8 +53,13 @@ LOOKS: dict[str, Look] = {
     "offset 30": lambda post: _stored(post + 30.0),
 }
 """What another calibration or display stretch does to the stored amplitude."""
-SPECKLE = {"1 look": 1, "16 looks": 16}
-"""Training shows 2 to 4 looks."""
+UNSEEN: dict[str, dict[str, Any]] = {
+    "1 look": {"looks": 1},
+    "16 looks": {"looks": 16},
+    "20 degrees": {"incidence": 20.0},
+    "60 degrees": {"incidence": 60.0},
+}
+"""Speckle and look angles that training never showed: it draws 2 to 4 looks and incidences of 28 to 50 degrees."""
 
 
 def _stored(values: NDArray[np.floating[Any]]) -> Bytes:
@@ -174,7 +179,7 @@ def looks(spec: SceneSpec, conditions: Sequence[str]) -> Iterator[tuple[str, Sim
         if name in LOOKS:
             yield name, replace(scene, post=LOOKS[name](scene.post))
         else:
-            yield name, displaced(simulate_scene(replace(spec, looks=SPECKLE[name])), 0, 0)
+            yield name, displaced(simulate_scene(replace(spec, **UNSEEN[name])), 0, 0)
 
 
 def main() -> None:
@@ -185,7 +190,7 @@ def main() -> None:
     options.add_argument("--scenes", type=int, default=12)
     options.add_argument("--shifts", type=int, nargs="+", default=SHIFTS, help="pixels of displacement, up to 16")
     options.add_argument(
-        "--looks", nargs="+", default=(*LOOKS, *SPECKLE), choices=(*LOOKS, *SPECKLE), help="conditions of adapt"
+        "--looks", nargs="+", default=(*LOOKS, *UNSEEN), choices=(*LOOKS, *UNSEEN), help="conditions of adapt"
     )
     options.add_argument("--no-score", action="store_true", help="only say what is found")
     chosen = options.parse_args()

@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 ADAPT_WEIGHT = 0.1
 """Weight of a scene's own statistics when a model is adapted to it, ``1 - alpha``: small, so that a scene which is like
 the training set stays as it is. On four simulated test scenes it raised the average precision of damage-vhr-sim 1.0 by
-0.002 to 0.011, whether the radar image looked as trained, darker, of another gamma or offset, or of one look; 0.3 did
-by up to 0.021, 0.5 by up to 0.023 (``benchmarks/robustness.py adapt``).
+0.002 to 0.012 under seven looks of the radar image (as trained, darker, another gamma or offset, 1 and 16 looks, 20
+degrees of incidence) and lowered it by 0.005 at 60 degrees; 0.3 did by up to 0.021 and 0.017
+(``benchmarks/robustness.py adapt``).
 """
 
 _EVIDENCE = EVIDENCE_FILE.removesuffix(".tif")
