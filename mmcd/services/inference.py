@@ -229,12 +229,7 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
         "started": started.isoformat(),
         "finished": datetime.now(UTC).isoformat(),
         "inputs": inputs,
-        "model": {
-            "name": job.card.name,
-            "version": job.card.version,
-            "sha256": job.card.sha256,
-            "why": job.choice.reason,
-        },
+        "model": _model_facts(job),
         "region": request.region,
         "grid": _grid_facts(job.answer),
         "threshold": job.threshold,
@@ -244,12 +239,7 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
         **machine_facts(),
     }
     if job.marks_buildings:
-        manifest["evidence"] = {
-            "file": EVIDENCE_FILE,
-            "sha256": file_sha256(work / EVIDENCE_FILE),
-            "classes": list(job.card.classes),
-            "origin": [job.region.row, job.region.col],
-        }
+        manifest["evidence"] = _evidence_facts(job, work)
     (work / "manifest.json").write_text(json.dumps(manifest, indent=2))
     _publish(work, folder)
     return RunResult(folder, manifest)
@@ -286,6 +276,21 @@ def _engine(request: PredictRequest) -> BackendChoice:
 def _outline(region: Region | None) -> Region | None:
     """Return the region when pixels of its window lie outside; a box is answered as a whole window."""
     return None if region is None or region.polygon.equals(region.polygon.envelope) else region
+
+
+def _model_facts(job: _Job) -> dict[str, str]:
+    card = job.card
+    return {"name": card.name, "version": card.version, "sha256": card.sha256, "why": job.choice.reason}
+
+
+def _evidence_facts(job: _Job, work: Path) -> dict[str, Any]:
+    """Return what the manifest says of the raster of buildings; the origin places its first pixel in the scene."""
+    return {
+        "file": EVIDENCE_FILE,
+        "sha256": file_sha256(work / EVIDENCE_FILE),
+        "classes": list(job.card.classes),
+        "origin": [job.region.row, job.region.col],
+    }
 
 
 def _input_facts(job: _Job) -> dict[str, Any]:
