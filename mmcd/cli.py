@@ -14,6 +14,8 @@ import typer
 from rich.table import Column, Table
 
 from mmcd.commands.data import data_app
+from mmcd.commands.evaluate import evaluate
+from mmcd.commands.infer import infer_app
 from mmcd.commands.terminal import JsonFlag
 from mmcd.commands.terminal import ProgressBar as _ProgressBar
 from mmcd.commands.terminal import escaped as _escaped
@@ -21,6 +23,7 @@ from mmcd.commands.terminal import messages as _messages
 from mmcd.commands.terminal import print_json as _print_json
 from mmcd.commands.terminal import report as _report
 from mmcd.commands.terminal import results as _results
+from mmcd.commands.train import train_app
 from mmcd.errors import Cancelled, MmcdError
 
 app = typer.Typer(
@@ -31,8 +34,6 @@ app = typer.Typer(
     add_completion=False,
 )
 scenes_app = typer.Typer(help="Disaster scenes of the sample catalog and the workspace.", no_args_is_help=True)
-train_app = typer.Typer(help="Train models.", no_args_is_help=True)
-infer_app = typer.Typer(help="Score image pairs.", no_args_is_help=True)
 weights_app = typer.Typer(help="Weights and their cards.", no_args_is_help=True)
 workspace_app = typer.Typer(help="The folder of your own scenes and runs.", no_args_is_help=True)
 for name, group in {
@@ -44,11 +45,9 @@ for name, group in {
     "workspace": workspace_app,
 }.items():
     app.add_typer(group, name=name)
+app.command()(evaluate)
 
 ImageArgument = Annotated[str, typer.Argument(help="Path, or http(s) address that is downloaded first.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto (bf16 where native), bf16 or fp32.")]
-BackendOption = Annotated[str, typer.Option(help="auto (an int8 export if there is one), torch, onnx or openvino.")]
 
 
 def main() -> NoReturn:
@@ -254,85 +253,6 @@ def workspace_clear(
         _messages.print(f"Removed {cleared.entries:,} {what}, {cleared.size / 1e6:,.1f} MB.")
 
 
-@train_app.command("start")
-def train_start(
-    config: Annotated[Path, typer.Option(help="YAML file, see configs/.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the file, may be repeated.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    json_output: JsonFlag = False,
-) -> None:
-    """Train a model as a configuration says."""
-    from mmcd.config import parse_overrides
-    from mmcd.services.train import TrainRequest, train
-
-    request = TrainRequest(config=config, overrides=parse_overrides(set_ or []), resume=resume)
-    with _ProgressBar() as progress:
-        result = train(request, progress)
-    if json_output:
-        _print_json(result.to_dict())
-    else:
-        _report(f"Trained {request.config.stem}", result.to_dict())
-
-
-@infer_app.command("predict")
-def infer_predict(
-    pre: Annotated[Path | None, typer.Argument(help="Optical image before.")] = None,
-    post: Annotated[Path | None, typer.Argument(help="Radar image after.")] = None,
-    *,
-    out: Annotated[
-        Path,
-        typer.Option(help="Folder for score.tif, mask.tif, item.json, manifest.json (and building_probability.tif)."),
-    ],
-    scene: Annotated[str | None, typer.Option(help="Id of a scene, instead of two files.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Name or card; chosen by bands, GSD and sensor if left out.")
-    ] = None,
-    region: Annotated[str | None, typer.Option(help="W,S,E,N in degrees, or a GeoJSON or GeoPackage.")] = None,
-    tile: Annotated[int, typer.Option(help="Pixels worked on between two saves; never changes the result.")] = 2048,
-    threshold: Annotated[float | None, typer.Option(help="Probability from which change is reported.")] = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    backend: BackendOption = "auto",
-    align: Annotated[
-        bool, typer.Option("--align/--no-align", help="Move the image after back where it is displaced, up to 16 px.")
-    ] = False,
-    adapt: Annotated[
-        bool, typer.Option("--adapt/--no-adapt", help="Adapt the model to the scene's own brightness and texture.")
-    ] = False,
-    adapt_weight: Annotated[
-        float | None, typer.Option(help="Weight of the scene in --adapt, 0 (none) to 1; a small one if left out.")
-    ] = None,
-    json_output: JsonFlag = False,
-) -> None:
-    """Score a pair of images: probability of change and change mask as Cloud Optimized GeoTIFFs."""
-    from mmcd.services.inference import PredictRequest, predict
-
-    request = PredictRequest.checked(
-        pre=pre,
-        post=post,
-        scene=scene,
-        out=out,
-        model=model,
-        region=region,
-        tile=tile,
-        threshold=threshold,
-        device=device,
-        precision=precision,
-        backend=backend,
-        align=align,
-        adapt=adapt,
-        **({} if adapt_weight is None else {"adapt_weight": adapt_weight}),
-    )
-    with _ProgressBar() as progress:
-        result = predict(request, progress)
-    for warning in result.warnings:
-        _messages.print(f"[yellow]warning:[/yellow] {_escaped(warning)}", soft_wrap=True)
-    if json_output:
-        _print_json(result.to_dict())
-    else:
-        _report("Change found", result.summary())
-
-
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="Id of a run, or a folder that `infer predict --out` wrote.")],
@@ -360,42 +280,6 @@ def export(
     else:
         for path in result.paths:
             _results.print(str(path), markup=False, highlight=False, soft_wrap=True)
-
-
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Option(help="Name or card.")],
-    dataset: Annotated[str, typer.Option(help="ombria.")],
-    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
-    event: Annotated[str | None, typer.Option(help="One event of the data set.")] = None,
-    split: Annotated[str | None, typer.Option(help="train or test, where the data set has them.")] = None,
-    scores: Annotated[Path | None, typer.Option(help="Also write one score GeoTIFF a tile into this folder.")] = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    backend: Annotated[str, typer.Option(help="torch, onnx, openvino or auto; cards are measured in torch.")] = "torch",
-    json_output: JsonFlag = False,
-) -> None:
-    """Measure a model on labelled data at the threshold of its card, beside the trivial baselines."""
-    from mmcd.services.evaluate import EvaluateRequest
-    from mmcd.services.evaluate import evaluate as run_evaluation
-
-    request = EvaluateRequest.checked(
-        model=model,
-        dataset=dataset,
-        root=root,
-        event=event,
-        split=split,
-        scores=scores,
-        device=device,
-        precision=precision,
-        backend=backend,
-    )
-    with _ProgressBar() as progress:
-        result = run_evaluation(request, progress)
-    if json_output:
-        _print_json(result)
-    else:
-        _report(f"{model} on {dataset} {event or split or ''}", result)
 
 
 @weights_app.command("list")

@@ -16,6 +16,9 @@ messages = Console(stderr=True)
 results = Console(width=None if sys.stdout.isatty() else 200)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto (bf16 where native), bf16 or fp32.")]
+BackendOption = Annotated[str, typer.Option(help="auto (an int8 export if there is one), torch, onnx or openvino.")]
 
 LOG_SECONDS = 10.0
 """Seconds between two lines of progress in a log, so that a run of an hour says where it is and a short one nothing."""

@@ -1,7 +1,6 @@
 """Runs a training job through Lightning: data, folds, loggers, checkpoints, resume, and the weights with their card."""
 
 import logging
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Subset
 
@@ -18,23 +16,19 @@ from mmcd.data.base import PairDataset, Sample
 from mmcd.data.ombria import Ombria
 from mmcd.data.simulated import Simulated
 from mmcd.data.transforms import mirrored
-from mmcd.errors import Cancelled, ConfigError
-from mmcd.locks import turn
+from mmcd.errors import ConfigError
 from mmcd.models import zoo
 from mmcd.models.devices import choose_device, choose_precision
 from mmcd.models.siamese import SiameseOutput
-from mmcd.paths import workspace
 from mmcd.progress import Progress, silent
 from mmcd.samplers import GroupBatchSampler
 from mmcd.training.config import ChangeTraining, SimulatedDataConfig
 from mmcd.training.release import write_card_of
+from mmcd.training.runs import LAST, Report, Stop, fit, make_loggers, run_folder
 from mmcd.training.tasks import ChangeTask, logit_of
 from mmcd.training.validation import Outputs, grouped_folds
 
 logger = logging.getLogger(__name__)
-
-STORE_SECONDS = 300
-"""How long a training waits for another one that is creating their store, which takes some seconds."""
 
 MONITOR = "val/ap_shift"
 MARGIN = 128
@@ -115,11 +109,11 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
         ConfigError: The run exists and is not resumed, or is resumed and does not exist.
         Cancelled: ``progress`` asked to stop; the run can be resumed.
     """
-    folder = _run_folder(config, resume)
+    folder = run_folder(config.name, config.to_yaml(), resume)
     L.seed_everything(config.seed, workers=True, verbose=False)
     split = open_split(config, progress)
     task = ChangeTask(config, split.share)
-    last = folder / "last.ckpt"
+    last = folder / LAST
     trainer = _trainer(config, folder, len(split.held_out) > 0, progress)
     _fit(trainer, task, split, last if resume else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -131,19 +125,13 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
 
 def _fit(trainer: L.Trainer, task: ChangeTask, split: Split, checkpoint: Path | None) -> None:
     config = task.config
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints would tear the progress bar
-    try:
-        trainer.fit(
-            task,
-            train_dataloaders=_training_loader(split, config),
-            val_dataloaders=_plain_loader(split.dataset, split.held_out, config) if len(split.held_out) else None,
-            ckpt_path=checkpoint,
-            weights_only=False,
-        )
-    except SystemExit as stop:
-        # Lightning answers Ctrl-C with an exit of its own and leaves the signal switched off.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise Cancelled("The training was interrupted.", "Go on with --resume.") from stop
+    fit(
+        trainer,
+        task,
+        _training_loader(split, config),
+        _plain_loader(split.dataset, split.held_out, config) if len(split.held_out) else None,
+        checkpoint,
+    )
 
 
 def predict(task: ChangeTask, dataset: PairDataset, indices: NDArray[np.intp], config: ChangeTraining) -> Outputs:
@@ -177,22 +165,6 @@ def _inner(values: torch.Tensor) -> NDArray[np.float16]:
     return values[:, 0, MARGIN:-MARGIN, MARGIN:-MARGIN].cpu().numpy().astype(np.float16)
 
 
-def _run_folder(config: ChangeTraining, resume: bool) -> Path:
-    folder = workspace() / "training" / config.name
-    exists = (folder / "last.ckpt").is_file()
-    if resume and not exists:
-        raise ConfigError(
-            f"There is no run {config.name!r} to resume in {folder.parent}.", "Start it without --resume."
-        )
-    if exists and not resume:
-        raise ConfigError(
-            f"The run {config.name!r} exists in {folder.parent}.", "Use --resume, or --set name=ANOTHER_NAME."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config.to_yaml())
-    return folder
-
-
 def _training_loader(split: Split, config: ChangeTraining) -> "DataLoader[Sample]":
     groups = [split.dataset.groups[index] for index in split.training]
     sampler = GroupBatchSampler(groups, config.data.batch_size, config.data.group_power, config.seed)
@@ -220,67 +192,18 @@ def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Pr
         precision="bf16-mixed" if bf16 else "32-true",
         max_epochs=config.trainer.epochs,
         gradient_clip_val=config.optimiser.clip,
-        logger=_loggers(config, folder),
+        logger=make_loggers(config.trainer.loggers, folder, config.model_dump(mode="json", exclude={"export"})),
         callbacks=[
             EMAWeightAveraging(decay=config.optimiser.ema),
             *checkpoints,
-            _Report(progress),
-            _Stop(config.trainer.stop_after or config.trainer.epochs),
+            Report(progress),
+            Stop(config.trainer.stop_after or config.trainer.epochs),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
-
-
-def _loggers(config: ChangeTraining, folder: Path) -> list[Logger]:
-    made: list[Logger] = []
-    if "tensorboard" in config.trainer.loggers:
-        made.append(TensorBoardLogger(folder.parent, name=config.name, version="tensorboard"))
-    if "mlflow" in config.trainer.loggers:
-        made.append(_mlflow(config.name, folder.parent))
-    for each in made:
-        each.log_hyperparams(config.model_dump(mode="json", exclude={"export"}))
-    return made
-
-
-def _mlflow(name: str, folder: Path) -> MLFlowLogger:
-    """Begin a run in the MLflow store of a folder, which is created when missing.
-
-    Raises:
-        StorageError: Another training is still creating it.
-    """
-    store, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()
-    # Two that create it at one moment collide in its tables and migrations, and then in its experiment.
-    with turn(folder / "mlflow.lock", STORE_SECONDS):
-        made = MLFlowLogger("mmcd", run_name=name, tracking_uri=store, artifact_location=artifacts)
-        made.experiment  # noqa: B018 - asking for it makes experiment and run
-    return made
-
-
-class _Report(Callback):  # type: ignore[misc]
-    """Reports every step, and writes the epoch's figures to the log."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._progress("train", trainer.global_step, int(trainer.estimated_stepping_batches))
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        figures = {name: f"{float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items())}
-        logger.info("epoch %d: %s", trainer.current_epoch, figures)
-
-
-class _Stop(Callback):
-    """Ends training after an epoch, however long the schedule of the learning rate is."""
-
-    def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self._epochs
 
 
 def _finish(

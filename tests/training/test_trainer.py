@@ -14,8 +14,9 @@ from mmcd.models import zoo
 from mmcd.services.train import TrainRequest, train
 from mmcd.training import trainer
 from mmcd.training.config import ChangeTraining
+from mmcd.training.runs import _mlflow
 from mmcd.training.tasks import ChangeTask, normalise, rate, roi_share
-from mmcd.training.trainer import _mlflow, open_split
+from mmcd.training.trainer import open_split
 from mmcd.training.validation import Outputs
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -1,0 +1,134 @@
+"""What every training run has, whatever it trains: a folder, loggers, reports, a clean end when it is interrupted."""
+
+import logging
+import signal
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+
+from mmcd.errors import Cancelled, ConfigError
+from mmcd.locks import turn
+from mmcd.paths import workspace
+from mmcd.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+LoggerName = Literal["tensorboard", "mlflow"]
+"""Where losses and metrics are written."""
+
+STORE_SECONDS = 300
+"""How long a training waits for another one that is creating their store, which takes some seconds."""
+
+LAST = "last.ckpt"
+"""Checkpoint that a run is resumed from."""
+
+
+def run_folder(name: str, resolved: str, resume: bool) -> Path:
+    """Return the folder of a run in the workspace, with its configuration written.
+
+    Args:
+        name: Name of the run.
+        resolved: The whole configuration as YAML.
+        resume: Whether the run has to exist; else it must not.
+
+    Raises:
+        ConfigError: It exists and is not resumed, or is resumed and does not exist.
+    """
+    folder = workspace() / "training" / name
+    exists = (folder / LAST).is_file()
+    if resume and not exists:
+        raise ConfigError(f"There is no run {name!r} to resume in {folder.parent}.", "Start it without --resume.")
+    if exists and not resume:
+        raise ConfigError(f"The run {name!r} exists in {folder.parent}.", "Use --resume, or --set name=ANOTHER_NAME.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(resolved)
+    return folder
+
+
+def fit(
+    trainer: L.Trainer, task: L.LightningModule, training: Iterable[Any], validation: Any, checkpoint: Path | None
+) -> None:
+    """Train, from a checkpoint if one is given.
+
+    Raises:
+        Cancelled: Ctrl-C; the run can be resumed.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints would tear the progress bar
+    try:
+        trainer.fit(
+            task,
+            train_dataloaders=training,
+            val_dataloaders=validation,
+            ckpt_path=checkpoint,
+            weights_only=False,
+        )
+    except SystemExit as stop:
+        # Lightning answers Ctrl-C with an exit of its own and leaves the signal switched off.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise Cancelled("The training was interrupted.", "Go on with --resume.") from stop
+
+
+def make_loggers(names: Sequence[LoggerName], folder: Path, hyperparameters: dict[str, Any]) -> list[Logger]:
+    """Return the loggers of a run, told of its configuration.
+
+    Args:
+        names: Which.
+        folder: Folder of the run, named as the run; runs beside it share one MLflow store.
+        hyperparameters: The configuration as plain values.
+
+    Raises:
+        StorageError: Another training is still creating the store.
+    """
+    made: list[Logger] = []
+    if "tensorboard" in names:
+        made.append(TensorBoardLogger(folder.parent, name=folder.name, version="tensorboard"))
+    if "mlflow" in names:
+        made.append(_mlflow(folder.name, folder.parent))
+    for each in made:
+        each.log_hyperparams(hyperparameters)
+    return made
+
+
+def _mlflow(name: str, folder: Path) -> MLFlowLogger:
+    """Begin a run in the MLflow store of a folder, which is created when missing.
+
+    Raises:
+        StorageError: Another training is still creating it.
+    """
+    store, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()
+    # Two that create it at one moment collide in its tables and migrations, and then in its experiment.
+    with turn(folder / "mlflow.lock", STORE_SECONDS):
+        made = MLFlowLogger("mmcd", run_name=name, tracking_uri=store, artifact_location=artifacts)
+        made.experiment  # noqa: B018 - asking for it makes experiment and run
+    return made
+
+
+class Report(Callback):  # type: ignore[misc]
+    """Reports every step, and writes the epoch's figures to the log."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Tell the progress of a step."""
+        self._progress("train", trainer.global_step, int(trainer.estimated_stepping_batches))
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Log the figures of an epoch."""
+        figures = {name: f"{float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items())}
+        logger.info("epoch %d: %s", trainer.current_epoch, figures)
+
+
+class Stop(Callback):
+    """Ends training after an epoch, however long the schedule of the learning rate is."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Ask to stop after the last epoch."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self._epochs
