@@ -5,12 +5,8 @@ Nothing here loads torch before a model has to run, so pages may import it.
 
 import hashlib
 import json
-import os
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +17,8 @@ from pydantic import Field
 from mmcd import __version__
 from mmcd.cards import Card, file_sha256, verify_weights
 from mmcd.config import Config
-from mmcd.errors import InputError, StorageError, UsageError
-from mmcd.export import area_summary, count_scores, machine_facts, write_item, write_mask
+from mmcd.errors import UsageError
+from mmcd.export import machine_facts
 from mmcd.geo.catalog import Scene
 from mmcd.geo.cog import SCORE_BAND, Band, CogWriter
 from mmcd.geo.grid import Grid, Window
@@ -32,7 +28,19 @@ from mmcd.geo.vector import Region, parse_region
 from mmcd.inference.exported import BackendChoice, ExportedModel, choose_export
 from mmcd.progress import Progress, silent
 from mmcd.services.model_choice import Choice, choose_model
-from mmcd.services.runs import EVIDENCE_FILE, RUN_FILES, bytes_a_pixel, load_run, run_folder, run_id_of
+from mmcd.services.run_output import (
+    Clock,
+    Products,
+    grid_facts,
+    input_facts,
+    outline_of,
+    place_notes,
+    publish,
+    spare_foreign_files,
+    work_folder,
+    write_products,
+)
+from mmcd.services.runs import EVIDENCE_FILE, bytes_a_pixel, load_run, run_folder, run_id_of
 from mmcd.services.scenes import get_scene
 
 if TYPE_CHECKING:
@@ -52,7 +60,6 @@ degrees of incidence) and lowered it by 0.005 at 60 degrees; 0.3 did by up to 0.
 """
 
 _EVIDENCE = EVIDENCE_FILE.removesuffix(".tif")
-_PUBLISHING = "publishing"  # In the folder in which a run grows, once its files begin to move to their final names.
 
 
 class PredictRequest(Config):
@@ -177,19 +184,6 @@ class _Job:
         return self.grid.crop(self.region)
 
 
-@dataclass
-class _Clock:
-    """Seconds spent in each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - begun, 3)
-
-
 def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
     """Score a pair and write ``score.tif``, ``mask.tif``, ``item.json`` and ``manifest.json``.
 
@@ -205,7 +199,7 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
         StorageError: The disk is full or the place cannot be written.
         Cancelled: The progress callback asked to stop.
     """
-    started, clock = datetime.now(UTC), _Clock()
+    started, clock = datetime.now(UTC), Clock()
     with clock.stage("prepare"):
         progress("prepare", 0, 1)
         job = _resolve(request)
@@ -217,7 +211,8 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
         return RunResult(folder, load_run(run_id).manifest)
     if request.out is not None:
         _spare_foreign_files(folder, job)
-    work = _work_folder(folder, job)
+    needed = bytes_a_pixel(job.marks_buildings) * job.region.height * job.region.width
+    work = work_folder(folder, needed)
     scored = _score(job, request, work, key, clock, progress)
     progress("write", 0, 1)
     with clock.stage("mask"):
@@ -231,7 +226,7 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
         "inputs": inputs,
         "model": _model_facts(job),
         "region": request.region,
-        "grid": _grid_facts(job.answer),
+        "grid": grid_facts(job.answer),
         "threshold": job.threshold,
         "areas": areas,
         **scored,
@@ -241,7 +236,7 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
     if job.marks_buildings:
         manifest["evidence"] = _evidence_facts(job, work)
     (work / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    _publish(work, folder)
+    publish(work, folder)
     return RunResult(folder, manifest)
 
 
@@ -258,7 +253,7 @@ def _resolve(request: PredictRequest) -> _Job:
     window = region.window(grid) if region else grid.window
     threshold = card.decision.threshold if request.threshold is None else request.threshold
     export = choose_export(card, _engine(request), request.device, request.precision)
-    return _Job(pre, post, scene, choice, grid, window, _outline(region), threshold, export)
+    return _Job(pre, post, scene, choice, grid, window, outline_of(region), threshold, export)
 
 
 def _engine(request: PredictRequest) -> BackendChoice:
@@ -271,11 +266,6 @@ def _engine(request: PredictRequest) -> BackendChoice:
             "Use --backend torch, or leave --adapt out.",
         )
     return "torch"
-
-
-def _outline(region: Region | None) -> Region | None:
-    """Return the region when pixels of its window lie outside; a box is answered as a whole window."""
-    return None if region is None or region.polygon.equals(region.polygon.envelope) else region
 
 
 def _model_facts(job: _Job) -> dict[str, str]:
@@ -294,16 +284,7 @@ def _evidence_facts(job: _Job, work: Path) -> dict[str, Any]:
 
 
 def _input_facts(job: _Job) -> dict[str, Any]:
-    facts: dict[str, Any] = {"scene": job.scene.id if job.scene else None}
-    for name, path in (("pre", job.pre), ("post", job.post)):
-        facts[name] = {"path": str(path), "bytes": path.stat().st_size, "sha256": _hash(path)}
-    return facts
-
-
-def _hash(path: Path) -> str:
-    if path.is_file():
-        return file_sha256(path)
-    raise InputError(f"{path} is not a file.", "Give a raster file.")
+    return input_facts(job.scene, job.pre, job.post)
 
 
 def _content_key(job: _Job, inputs: dict[str, Any], request: PredictRequest) -> str:
@@ -316,7 +297,7 @@ def _content_key(job: _Job, inputs: dict[str, Any], request: PredictRequest) -> 
         job.card.model_dump(mode="json", include={"sha256", "pre", "post", "decision", "settings"}),
         asdict(job.region),
         job.polygon.polygon.wkb_hex if job.polygon else None,
-        _grid_facts(job.grid),
+        grid_facts(job.grid),
         request.device,
         request.precision,
         *([job.export.backend, job.export.sha256] if job.export else []),
@@ -327,27 +308,8 @@ def _content_key(job: _Job, inputs: dict[str, Any], request: PredictRequest) -> 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _work_folder(folder: Path, job: _Job) -> Path:
-    """Return the hidden folder in which a run grows, on the same disk as its final place."""
-    work = folder / ".unfinished"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(work).free
-    except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be written: {error.strerror}.", "Choose another folder with --out."
-        ) from error
-    needed = bytes_a_pixel(job.marks_buildings) * job.region.height * job.region.width
-    if free < needed:
-        raise StorageError(
-            f"The run needs about {needed / 1e6:,.0f} MB in {folder}, {free / 1e6:,.0f} MB are free.",
-            "Free some space, choose another folder or a smaller region.",
-        )
-    return work
-
-
 def _score(
-    job: _Job, request: PredictRequest, work: Path, key: str, clock: _Clock, progress: Progress
+    job: _Job, request: PredictRequest, work: Path, key: str, clock: Clock, progress: Progress
 ) -> dict[str, Any]:
     """Write the score, and the evidence of buildings, into ``work``; return what the manifest says of it."""
     from mmcd.inference.engine import Journal, plan_blocks, score_region
@@ -389,7 +351,7 @@ def _score(
         "block": {"size": plan.block, "halo": predictor.halo, "count": plan.block_count},
         "resumed": resumed,
         **{name: result and result.to_dict() for name, result in fitted.items()},
-        "warnings": [*job.choice.warnings, *notes, *_place_notes(job.grid), *_building_notes(job), *_fit_notes(fitted)],
+        "warnings": [*job.choice.warnings, *notes, *place_notes(job.grid), *_building_notes(job), *_fit_notes(fitted)],
     }
 
 
@@ -415,7 +377,7 @@ def _fit_to_scene(
     request: PredictRequest,
     reader: "PairReader",
     predictor: "Predictor",
-    clock: _Clock,
+    clock: Clock,
     progress: Progress,
 ) -> tuple["Predictor", dict[str, "Alignment | Adaptation | None"]]:
     """Move the image after back and adapt the model, as far as was asked for; return the model and what was found."""
@@ -455,83 +417,18 @@ def _tags(job: _Job, run_id: str) -> dict[str, str]:
     return {"MMCD_RUN": run_id, "MMCD_MODEL": f"{job.card.name} {job.card.version}"}
 
 
-def _place_notes(grid: Grid) -> tuple[str, ...]:
-    if grid.crs is not None:
-        return ()
-    return ("There is no georeference: the pair is compared pixel by pixel and areas are given in pixels.",)
-
-
 def _building_notes(job: _Job) -> tuple[str, ...]:
     if job.marks_buildings or not job.card.marks_buildings:
         return ()
     return ("This export of the model does not say where buildings are: export it again, or use --backend torch.",)
 
 
-def _grid_facts(grid: Grid) -> dict[str, Any]:
-    return {
-        "crs": grid.crs,
-        "transform": list(grid.transform)[:6],
-        "shape": list(grid.shape),
-        "gsd_m": grid.gsd,
-        "georeferenced": grid.crs is not None,
-    }
-
-
 def _write_products(job: _Job, work: Path, run_id: str) -> dict[str, Any]:
     """Write mask and STAC item beside the score; return the areas."""
-    score = work / "score.tif"
-    write_mask(score, job.answer, job.threshold, work / "mask.tif", _tags(job, run_id))
-    areas = area_summary(count_scores(score), job.threshold, job.answer.pixel_area_m2)
-    day = job.scene.post_date if job.scene else None
-    taken = datetime(day.year, day.month, day.day, tzinfo=UTC) if day else None
-    properties = {
-        "mmcd:model": f"{job.card.name} {job.card.version}",
-        "mmcd:threshold": job.threshold,
-        "mmcd:changed_share": areas["changed_share"],
-        "mmcd:scene": job.scene.id if job.scene else None,
-        "mmcd:simulated": job.scene.simulated if job.scene else None,
-    }
     more = {_EVIDENCE: "Probability that a building stands or stood there"} if job.marks_buildings else None
-    write_item(work, run_id, job.answer, taken, {k: v for k, v in properties.items() if v is not None}, more)
-    return areas
+    model = f"{job.card.name} {job.card.version}"
+    return write_products(Products(work, run_id, job.answer, job.threshold, model, job.scene, more))
 
 
 def _spare_foreign_files(folder: Path, job: _Job) -> None:
-    """Refuse a folder in which the run would overwrite what no run wrote, or the manifest of something else.
-
-    Raises:
-        UsageError: It would.
-    """
-    if (folder / ".unfinished" / _PUBLISHING).exists():  # a run stopped between two of its final names
-        return
-    manifest = _manifest_in(folder)
-    named = {*RUN_FILES, *([EVIDENCE_FILE] if "evidence" in manifest else [])} if "run_id" in manifest else set()
-    for name in [*RUN_FILES, *([EVIDENCE_FILE] if job.marks_buildings else [])]:
-        if name not in named and os.path.lexists(folder / name):
-            raise UsageError(f"{folder / name} is there already and is of no run.", "Choose another --out.")
-
-
-def _manifest_in(folder: Path) -> dict[str, Any]:
-    """Return the manifest that lies in a folder; empty when there is none, or it is of something else."""
-    try:
-        values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _publish(work: Path, folder: Path) -> None:
-    """Move the results to their final names; the manifest last, because it marks a run as finished."""
-    try:
-        (work / _PUBLISHING).touch()
-        if (work / EVIDENCE_FILE).exists():
-            (work / EVIDENCE_FILE).replace(folder / EVIDENCE_FILE)
-        elif "evidence" in _manifest_in(folder):  # of an earlier run into this folder, by another model
-            (folder / EVIDENCE_FILE).unlink(missing_ok=True)
-        for name in RUN_FILES:
-            (work / name).replace(folder / name)
-        shutil.rmtree(work)
-    except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be written: {error.strerror}.", "Free some space and run again."
-        ) from error
+    spare_foreign_files(folder, [EVIDENCE_FILE] if job.marks_buildings else [])

@@ -23,6 +23,15 @@ RUN_FILES = ("score.tif", "mask.tif", "item.json", "manifest.json")
 EVIDENCE_FILE = "building_probability.tif"
 """What a run of a model that marks buildings holds besides."""
 
+DISTANCE_FILE = "distance.tif"
+"""What a run of the patch method holds besides: the distance of the embeddings before it became a score."""
+
+PICTURE_FILE = "change_prediction.png"
+"""What a run of the patch method holds besides, for people: the map, cut at several thresholds."""
+
+OPTIONAL_FILES = {EVIDENCE_FILE: "evidence", DISTANCE_FILE: "distance", PICTURE_FILE: "picture"}
+"""Files that some runs hold, each with the name under which such a run's manifest speaks of it."""
+
 
 @dataclass(frozen=True)
 class Run:

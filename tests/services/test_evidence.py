@@ -21,6 +21,7 @@ from mmcd.inference.exported import ExportedModel
 from mmcd.services import inference
 from mmcd.services.buildings import buildings_of, outline_source
 from mmcd.services.inference import PredictRequest, RunResult, predict
+from mmcd.services.run_output import publish
 from mmcd.services.runs import BYTES_A_PIXEL, RUN_FILES, bytes_a_pixel, load_run
 
 Pair = tuple[Path, Path]
@@ -204,7 +205,7 @@ def test_a_raster_that_the_model_does_not_write_stays_another_s(
     (out / "building_probability.tif").write_text("not of a run")
     inference._spare_foreign_files(out, inference._resolve(request(small_pair, card_path)))
     (out / "manifest.json").write_text("null")
-    inference._publish(work, out)
+    publish(work, out)
     assert sorted(path.name for path in out.iterdir()) == sorted([*RUN_FILES, "building_probability.tif"])
     assert (out / "building_probability.tif").read_text() == "not of a run"
 
@@ -216,7 +217,7 @@ def test_a_run_that_stopped_between_two_of_its_final_names_may_go_on(
     work = unpublished(out)
     (work / "item.json").unlink()
     with pytest.raises(StorageError, match="cannot be written"):
-        inference._publish(work, out)
+        publish(work, out)
     assert (out / "score.tif").exists() and not (out / "manifest.json").exists()
     inference._spare_foreign_files(out, job)
     shutil.rmtree(work)

@@ -17,6 +17,7 @@ from mmcd.inference.predictor import Predictor
 from mmcd.progress import silent
 from mmcd.services import inference
 from mmcd.services.inference import ADAPT_WEIGHT, PredictRequest, RunResult, predict
+from mmcd.services.run_output import Clock
 
 pytestmark = pytest.mark.usefixtures("workspace")
 SIDE = 304
@@ -105,7 +106,7 @@ def test_an_exported_model_is_aligned_in_torch_on_the_device_and_in_the_precisio
     asked = {"pre": small[0], "post": small[1], "device": "cpu", "precision": "fp32", "align": True}
     job = SimpleNamespace(export="an export", choice=SimpleNamespace(card_path=card_path))
     reader = SimpleNamespace(shift=(0, 0))
-    inference._fit_to_scene(job, PredictRequest.checked(**asked), reader, None, inference._Clock(), silent)
+    inference._fit_to_scene(job, PredictRequest.checked(**asked), reader, None, Clock(), silent)
     assert loaded == [(card_path, "cpu", "fp32")]
     assert reader.shift == found.shift
 
