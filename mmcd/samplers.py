@@ -1,10 +1,15 @@
 """Which samples meet in a batch."""
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
+
+from mmcd.errors import DataError
 
 
 class GroupBatchSampler(Sampler[list[int]]):
@@ -55,3 +60,130 @@ def _cycle(members: NDArray[np.intp], count: int, random: np.random.Generator) -
     """Return ``count`` members, each as often as any other but for one."""
     rounds = -(-count // len(members))
     return np.concatenate([random.permutation(members) for _ in range(rounds)] or [members[:0]])[:count]
+
+
+class RatioBatchSampler(Sampler[list[int]]):
+    """Full batches with a fixed share of negative (damaged) patches, as many as it takes to count all patches once.
+
+    Each class is drawn without replacement until all its patches were seen, then again in a new order. With a
+    ``tolerance`` this is done only where the share of the data differs from the wanted one by more, as in reference
+    system 0; otherwise the patches are shuffled as they are, and a batch may lack a class.
+
+    Args:
+        is_positive: True for unchanged pairs, shape (N,).
+        batch_size: Patches of a batch, at least 2.
+        neg_ratio: Share of negative patches in a batch, rounded down to whole patches.
+        tolerance: Difference that is left as it is; None always enforces the share.
+        seed: Seed of the order; the order of an epoch depends only on it and on the epoch's number.
+        reseed: Give every epoch an order of its own; False repeats the first, for validation.
+
+    Raises:
+        DataError: A class is absent, or too few of it fall into a batch.
+
+    Attributes:
+        enforced: Whether every batch has the wanted share.
+    """
+
+    def __init__(
+        self,
+        is_positive: NDArray[np.bool_],
+        batch_size: int = 64,
+        neg_ratio: float = 0.8,
+        *,
+        tolerance: float | None = None,
+        seed: int = 42,
+        reseed: bool = True,
+    ) -> None:
+        self.batch_size, self.seed, self.reseed = batch_size, seed, reseed
+        self.epoch = 0
+        self._resumed = (0, 0)  # epoch, and how many of its batches are left out
+        self._total = len(is_positive)
+        self._negatives, self._positives = np.flatnonzero(~is_positive), np.flatnonzero(is_positive)
+        share = len(self._negatives) / max(self._total, 1)
+        self.enforced = tolerance is None or abs(share - neg_ratio) > tolerance
+        self._per_batch = math.floor(batch_size * neg_ratio + 1e-9)  # 0.29 * 100 is 28.999...
+        if self.enforced:
+            self._check(neg_ratio)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is drawn next."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, batches: int) -> None:
+        """Go on within an epoch: leave out its first batches, which were already trained on."""
+        self.epoch = epoch
+        self._resumed = (epoch, batches)
+
+    def __len__(self) -> int:
+        # All batches of an epoch, also of one that is resumed. A batch of one patch has no batch statistics, so a
+        # lone last patch joins the batch before.
+        return math.ceil(self._total / self.batch_size) if self.enforced else len(self._plain_starts())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng(self.seed + (self.epoch if self.reseed else 0))
+        batches = self._enforced(random) if self.enforced else self._shuffled(random)
+        yield from islice(batches, self.skipped, None)
+
+    @property
+    def skipped(self) -> int:
+        """Batches of the chosen epoch that are left out."""
+        epoch, batches = self._resumed
+        return batches if epoch == self.epoch else 0
+
+    def _enforced(self, random: np.random.Generator) -> Iterator[list[int]]:
+        negatives = _cycle(self._negatives, len(self) * self._per_batch, random).reshape(len(self), -1)
+        kept = self.batch_size - self._per_batch
+        positives = _cycle(self._positives, len(self) * kept, random).reshape(len(self), -1)
+        for pair in zip(negatives, positives, strict=True):
+            yield random.permutation(np.concatenate(pair)).tolist()
+
+    def _shuffled(self, random: np.random.Generator) -> Iterator[list[int]]:
+        order = random.permutation(self._total)
+        for batch in np.split(order, self._plain_starts()[1:]):
+            yield batch.tolist()
+
+    def _plain_starts(self) -> range:
+        return range(0, max(self._total - 1, 1), self.batch_size)
+
+    def _check(self, neg_ratio: float) -> None:
+        classes = {"negative (damaged)": self._negatives, "positive (unchanged)": self._positives}
+        for name, members in classes.items():
+            if not len(members):
+                raise DataError(
+                    f"None of {self._total:,} patches is {name}, but every batch asks for a share of {neg_ratio:g} "
+                    "damaged ones.",
+                    "Index tiles that hold both classes, or split otherwise, with mmcd data index.",
+                )
+        if not 0 < self._per_batch < self.batch_size:
+            raise DataError(
+                f"A batch of {self.batch_size} with a share of {neg_ratio:g} damaged patches would lack a class.",
+                "Choose larger batches or another share.",
+            )
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader that knows how many batches it has handed out, so that a run goes on in the middle of an epoch.
+
+    Its batch sampler has to be a `RatioBatchSampler`.
+    """
+
+    _handed = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._handed = self._order().skipped
+        for batch in super().__iter__():
+            self._handed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches were handed out."""
+        return {"epoch": self._order().epoch, "batches": self._handed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the batches that were handed out."""
+        self._order().resume(state["epoch"], state["batches"])
+
+    def _order(self) -> RatioBatchSampler:
+        if not isinstance(self.batch_sampler, RatioBatchSampler):
+            raise TypeError("a ResumableLoader needs a RatioBatchSampler")
+        return self.batch_sampler

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
-from mmcd.samplers import GroupBatchSampler
+from mmcd.errors import DataError
+from mmcd.samplers import GroupBatchSampler, RatioBatchSampler, ResumableLoader
 
 GROUPS = ["large"] * 80 + ["middle"] * 20 + [f"single{i}" for i in range(4)]
 
@@ -46,3 +48,98 @@ def test_order_depends_on_seed_and_epoch_only():
     twin.set_epoch(2)
     assert first[2] == list(twin)
     assert first[0] != first[1] and first[0] != next(epochs(other, 1))
+
+
+# --- a fixed share of damaged patches ------------------------------------------------------------------------------
+
+POSITIVE = np.arange(1000) >= 50
+
+
+def test_ratio_batches_hold_the_share_exactly():
+    sampler = RatioBatchSampler(POSITIVE, 64, 0.8)
+    for batches in epochs(sampler, 3):
+        assert len(batches) == len(sampler) == 16  # 1000 / 64, rounded up
+        for batch in batches:
+            assert len(batch) == 64 and int((~POSITIVE[batch]).sum()) == 51
+    assert sampler.enforced
+
+
+def test_members_of_a_class_take_turns_in_ratio_batches():
+    (batches,) = epochs(RatioBatchSampler(POSITIVE, 10, 0.29, seed=1), 1)  # 2 of 10; 28.999... must not become 1
+    counts = np.bincount(np.concatenate(batches), minlength=1000)
+    assert set(counts[:50].tolist()) == {4} and set(counts[50:].tolist()) == {0, 1}
+    assert int(counts[:50].sum()) == 200
+    assert len(RatioBatchSampler(POSITIVE, 100, 0.29).__iter__().__next__()) == 100
+    assert int((~POSITIVE[next(iter(RatioBatchSampler(POSITIVE, 100, 0.29)))]).sum()) == 29
+
+
+def test_classes_are_mixed_within_a_batch():
+    batch = next(iter(RatioBatchSampler(POSITIVE, 64, 0.5)))
+    assert 0 < int(POSITIVE[batch[:32]].sum()) < 32
+
+
+def test_every_epoch_has_an_order_of_its_own_unless_told_otherwise():
+    sampler = RatioBatchSampler(POSITIVE, 64, 0.8, seed=7)
+    first, second = epochs(sampler, 2)
+    sampler.set_epoch(1)
+    assert first != second and list(sampler) == second
+    fixed, again = epochs(RatioBatchSampler(POSITIVE, 64, 0.8, seed=7, reseed=False), 2)
+    assert fixed == again == first
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(128, [64, 64]), (130, [64, 64, 2]), (129, [64, 65]), (7, [7])])
+def test_within_the_tolerance_patches_are_shuffled_as_they_are(count, sizes):
+    positive = np.arange(count) >= round(0.75 * count)
+    sampler = RatioBatchSampler(positive, 64, 0.8, tolerance=0.1)
+    (batches,) = epochs(sampler, 1)
+    assert not sampler.enforced and [len(batch) for batch in batches] == sizes and len(sampler) == len(sizes)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(count))
+    assert RatioBatchSampler(positive, 64, 0.6, tolerance=0.1).enforced
+    assert RatioBatchSampler(positive, 64, 0.8).enforced
+
+
+def test_an_interrupted_epoch_goes_on_where_it_was():
+    whole = RatioBatchSampler(POSITIVE, 64, 0.8)
+    whole.set_epoch(2)
+    batches = list(whole)
+    resumed = RatioBatchSampler(POSITIVE, 64, 0.8)
+    resumed.resume(2, 5)
+    assert list(resumed) == batches[5:] and len(resumed) == 16
+    resumed.set_epoch(3)
+    whole.set_epoch(3)
+    assert list(resumed) == list(whole)
+
+
+def test_a_loader_tells_and_takes_back_where_it_was():
+    def loader():
+        data = torch.arange(1000)
+        return ResumableLoader(data, batch_sampler=RatioBatchSampler(POSITIVE, 64, 0.8), num_workers=0)
+
+    first = loader()
+    first.batch_sampler.set_epoch(1)
+    whole = [batch.tolist() for batch in first]
+    assert first.state_dict() == {"epoch": 1, "batches": 16}
+    drawn = iter(first)
+    for _ in range(3):
+        next(drawn)
+    state = first.state_dict()
+    assert state == {"epoch": 1, "batches": 3}
+    second = loader()
+    second.load_state_dict(state)
+    rest = iter(second)
+    assert next(rest).tolist() == whole[3] and second.state_dict() == {"epoch": 1, "batches": 4}
+    assert [batch.tolist() for batch in rest] == whole[4:]
+
+
+@pytest.mark.parametrize(
+    ("positive", "size", "ratio", "words"),
+    [
+        (np.ones(9, bool), 4, 0.5, r"None of 9 patches is negative \(damaged\)"),
+        (np.zeros(9, bool), 4, 0.5, r"None of 9 patches is positive \(unchanged\)"),
+        (POSITIVE, 4, 0.2, "would lack a class"),
+        (POSITIVE, 4, 1.0, "would lack a class"),
+    ],
+)
+def test_batches_that_would_lack_a_class_are_told(positive, size, ratio, words):
+    with pytest.raises(DataError, match=words):
+        RatioBatchSampler(positive, size, ratio)
