@@ -86,8 +86,8 @@ def accuracy_of_both(options: Options) -> list[Row]:
     torch.manual_seed(0)
     patch, dense = ContextSiamese(3, 1), PseudoSiamese(3, 1)
     # The reference's own rate is 1e-5; in so short a time it would not move.
-    pairs = _train(patch, _contexts(learnt), _context_loss, 1e-4, budget)
-    tiles = _train(dense, _tiles(learnt), _dense_loss, 1e-3, budget)
+    pairs = train_for(patch, _contexts(learnt), _context_loss, 1e-4, budget)
+    tiles = train_for(dense, _tiles(learnt), _dense_loss, 1e-3, budget)
     share, truth = _truth(held_out)
     patch.form = "dense"  # the same weights, all regions of a scene at once
     found = {
@@ -106,7 +106,7 @@ def accuracy_of_both(options: Options) -> list[Row]:
     ]
 
 
-def _train(model: nn.Module, batches: Iterator[Batch], loss_of: Loss, highest: float, budget: float) -> int:
+def train_for(model: nn.Module, batches: Iterator[Batch], loss_of: Loss, highest: float, budget: float) -> int:
     """Train until the processor seconds are spent; return the number of steps."""
     model.to(memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=highest, weight_decay=0.01)
@@ -167,7 +167,7 @@ def _contexts(scenes: Scenes) -> Iterator[Batch]:
     while True:
         picked = [random.choice(places[number % 2]) for number in range(BATCH)]
         corners = [(int(s), int(i) * EMBEDDING_STRIDE - _LEAD, int(j) * EMBEDDING_STRIDE - _LEAD) for s, i, j in picked]
-        yield _stacked([scenes.cut(*corner, CONTEXT) for corner in corners])
+        yield stacked([scenes.cut(*corner, CONTEXT) for corner in corners])
 
 
 def _tiles(scenes: Scenes) -> Iterator[Batch]:
@@ -182,10 +182,10 @@ def _tiles(scenes: Scenes) -> Iterator[Batch]:
             if len(damaged[scene]) and random.random() < FOCUS:
                 corner = np.clip(random.choice(damaged[scene]) - TILE // 2, 0, SIDE - TILE)
             batch.append(scenes.cut(scene, int(corner[0]), int(corner[1]), TILE))
-        yield _stacked(batch)
+        yield stacked(batch)
 
 
-def _stacked(parts: list[Batch]) -> Batch:
+def stacked(parts: list[Batch]) -> Batch:
     pre, post, damaged = (torch.stack(column) for column in zip(*parts, strict=True))
     return (*(image.contiguous(memory_format=torch.channels_last) for image in (pre, post)), damaged)
 
