@@ -131,6 +131,13 @@ class TorchBackend:
 
     def run(self, pre: Array, post: Array) -> Outputs:
         """Compare two aligned blocks, see `Backend.run`."""
+        return self._compare(pre, post, False)[0]
+
+    def run_with_classes(self, pre: Array, post: Array) -> tuple[Outputs, NDArray[np.uint8] | None]:
+        """Compare two aligned blocks, and return also the likeliest class, shape (H, W), of a head of several."""
+        return self._compare(pre, post, self.has_classes)
+
+    def _compare(self, pre: Array, post: Array, classify: bool) -> tuple[Outputs, NDArray[np.uint8] | None]:
         import torch
 
         from mmcd.models.siamese import change_logit
@@ -140,7 +147,8 @@ class TorchBackend:
             answers = [output.logit, output.distance]
             if self.has_classes:
                 answers.append(change_logit(output.classes, 1))
-        return Outputs(*(answer[0, 0].float().cpu().numpy() for answer in answers))
+            likeliest = output.classes[0].argmax(dim=0).to(torch.uint8).cpu().numpy() if classify else None
+        return Outputs(*(answer[0, 0].float().cpu().numpy() for answer in answers)), likeliest
 
     def embed(self, image: Array, side: Side) -> Array:
         """Return the unit vectors of the regions of one image.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mmcd.geo.cog import CogWriter
 from mmcd.geo.grid import LATTICE, Grid, Window, blocks
 from mmcd.geo.vector import Region
-from mmcd.inference.pair import PairBlock, PairReader
+from mmcd.inference.pair import ArrayPair, PairBlock, PairReader
 from mmcd.inference.predictor import Predictor
 from mmcd.progress import Progress
 from mmcd.score import NOT_ASSESSED, encode_score
@@ -33,10 +33,12 @@ class Stored:
     Attributes:
         score: Probability of change, shape (block, block), uint8.
         buildings: Probability that a building stands or stood there, same shape; None of a model that marks none.
+        classes: Likeliest class, same shape, also where an image holds no data; None where it was not asked for.
     """
 
     score: NDArray[np.uint8]
     buildings: NDArray[np.uint8] | None = None
+    classes: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,15 +137,23 @@ def _write(plan: Plan, block: Window, values: NDArray[np.uint8], writer: CogWrit
     writer.write(part.shifted(-plan.region.row, -plan.region.col), answer)
 
 
-def score_whole(reader: PairReader, predictor: Predictor) -> NDArray[np.uint8]:
+def score_whole(reader: PairReader | ArrayPair, predictor: Predictor) -> NDArray[np.uint8]:
     """Return the stored scores of a small scene in memory, shape (H, W); the same bytes as `score_region` writes."""
+    return stored_whole(reader, predictor).score
+
+
+def stored_whole(reader: PairReader | ArrayPair, predictor: Predictor) -> Stored:
+    """Return what is stored of a small scene in memory, each of shape (H, W), see `score_whole`."""
     grid = reader.grid
     plan = plan_blocks(grid, grid.window, LARGEST_BLOCK)
-    scores = np.zeros(grid.shape, np.uint8)
+    whole: dict[str, NDArray[np.uint8]] = {}
     for tile in plan.tiles:
         for block, inputs in _ahead(tile, plan, reader, predictor.halo):
-            scores[block.slices] = score_block(inputs, predictor)[: block.height, : block.width]
-    return scores
+            for name, values in vars(stored_block(inputs, predictor)).items():
+                if values is not None:
+                    target = whole.setdefault(name, np.zeros(grid.shape, np.uint8))
+                    target[block.slices] = values[: block.height, : block.width]
+    return Stored(**whole)
 
 
 def score_block(inputs: PairBlock, predictor: Predictor) -> NDArray[np.uint8]:
@@ -157,10 +167,12 @@ def stored_block(inputs: PairBlock, predictor: Predictor) -> Stored:
     inner = slice(predictor.halo, -predictor.halo or None)
     valid = (inputs.pre_valid & inputs.post_valid)[inner, inner]
     buildings = None if found.building is None else encode_score(found.building, valid)
-    return Stored(encode_score(found.change, valid), buildings)
+    return Stored(encode_score(found.change, valid), buildings, found.classes)
 
 
-def _ahead(tile: Iterable[Window], plan: Plan, reader: PairReader, halo: int) -> Iterator[tuple[Window, PairBlock]]:
+def _ahead(
+    tile: Iterable[Window], plan: Plan, reader: PairReader | ArrayPair, halo: int
+) -> Iterator[tuple[Window, PairBlock]]:
     """Yield blocks with their inputs; the next one is read while the model works on this one."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mmcd-read") as pool:
         waiting: tuple[Window, Future[PairBlock]] | None = None

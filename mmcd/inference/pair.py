@@ -135,6 +135,28 @@ class PairReader:
         return PairBlock(pre, post, pre_valid, post_valid)
 
 
+@dataclass(frozen=True)
+class ArrayPair:
+    """Both images of a small scene that is in memory, read as `PairReader` reads files.
+
+    Attributes:
+        pre: Stretched values in [0, 1] of the whole scene, shape (bands, H, W), float32.
+        post: The same of the image after.
+        grid: Grid of the scene.
+    """
+
+    pre: NDArray[np.float32]
+    post: NDArray[np.float32]
+    grid: Grid
+
+    def read(self, window: Window) -> PairBlock:
+        """Return both images in a window that touches the scene; every pixel counts as measured."""
+        inside = window.intersection(self.grid.window)
+        pre, post = (_mirrored(image[:, *inside.slices], inside, window) for image in (self.pre, self.post))
+        valid = np.ones((window.height, window.width), np.bool_)
+        return PairBlock(pre, post, valid, valid)
+
+
 def _mirrored(values: NDArray[Any], inside: Window, window: Window) -> NDArray[Any]:
     """Continue values, shape (band, y, x), of ``inside`` over the whole of ``window`` by reflection.
 

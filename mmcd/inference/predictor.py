@@ -30,10 +30,12 @@ class Probabilities:
     Attributes:
         change: Calibrated probability of change, shape (block, block), in [0, 1].
         building: Probability that a building stands or stood there, same shape; None of a model that marks none.
+        classes: Likeliest class, same shape, uint8; None where it was not asked for.
     """
 
     change: NDArray[np.float32]
     building: NDArray[np.float32] | None = None
+    classes: NDArray[np.uint8] | None = None
 
 
 class Predictor:
@@ -42,14 +44,16 @@ class Predictor:
     Args:
         backend: The network in one of the engines.
         card: Its card.
+        all_classes: Also say which class is the likeliest; only torch does, exports hold no classes.
 
     Attributes:
         halo: Pixels of context around a block after which its outputs no longer change.
         marks_buildings: Whether it says where buildings are: the card has the classes, the engine their output.
     """
 
-    def __init__(self, backend: Backend, card: Card) -> None:
+    def __init__(self, backend: Backend, card: Card, all_classes: bool = False) -> None:
         self.card = card
+        self._all_classes = all_classes
         self.halo = backend.halo
         self.backend = backend
         self.marks_buildings = card.marks_buildings and backend.has_classes
@@ -61,6 +65,7 @@ class Predictor:
         device: "Device" = "auto",
         precision: "Precision" = "auto",
         export: ExportedModel | None = None,
+        all_classes: bool = False,
     ) -> "Predictor":
         """Load the model of a card; the hash of what is loaded is verified.
 
@@ -70,6 +75,7 @@ class Predictor:
             precision: Arithmetic to run in.
             export: Run this export of the card in its engine instead of the weights in torch, see
                 `mmcd.inference.exported.choose_export`.
+            all_classes: Also say which class is the likeliest.
 
         Raises:
             ConfigError: The device is not there, or the export's runtime is not installed.
@@ -80,7 +86,7 @@ class Predictor:
             return cls(open_export(export), card)
         from mmcd.models import zoo
 
-        return cls(TorchBackend(zoo.load(card_path)[1], device, precision), card)
+        return cls(TorchBackend(zoo.load(card_path)[1], device, precision), card, all_classes)
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -112,12 +118,19 @@ class Predictor:
             pre_valid: Pixels of ``pre`` that hold data, shape (block + 2 halo, block + 2 halo).
             post_valid: The same for ``post``.
         """
-        answer = self.backend.run(normalise(pre, pre_valid, self.card.pre), normalise(post, post_valid, self.card.post))
+        images = normalise(pre, pre_valid, self.card.pre), normalise(post, post_valid, self.card.post)
+        likeliest = None
+        if self._all_classes and isinstance(self.backend, TorchBackend):
+            answer, likeliest = self.backend.run_with_classes(*images)
+        else:
+            answer = self.backend.run(*images)
         inner = (slice(self.halo, -self.halo or None),) * 2
         change = change_probability(answer.logit[inner], answer.distance[inner], self.card.decision)
-        if not self.marks_buildings or answer.building is None:
-            return Probabilities(change)
-        return Probabilities(change, _sigmoid(answer.building[inner]))
+        building = None
+        if self.marks_buildings and answer.building is not None:
+            building = _sigmoid(answer.building[inner])
+        classes = None if likeliest is None else likeliest[inner]
+        return Probabilities(change, building, classes)
 
 
 def normalise(values: NDArray[np.float32], valid: NDArray[np.bool_], branch: Branch) -> NDArray[np.float32]:
