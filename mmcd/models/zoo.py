@@ -1,4 +1,4 @@
-"""Models by name, and their weights as safetensors. The only module of this folder that touches files."""
+"""Models by name, and their weights as safetensors. Files of others are read by `mmcd.models.checkpoints`."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from mmcd.cards import Card, file_sha256, read_card, verify_weights
 from mmcd.errors import ModelError
+from mmcd.models.fusion_unet import FusionUNet
 from mmcd.models.siamese import ContextSiamese, PseudoSiamese
 from mmcd.models.unet import EarlyFusionUNet
 
-Architecture = Literal["siamese", "early_fusion_unet"]
+Architecture = Literal["siamese", "early_fusion_unet", "fusion_unet"]
 
 
 def build(architecture: Architecture, pre_channels: int, post_channels: int, settings: dict[str, Any]) -> nn.Module:
@@ -29,7 +30,7 @@ def build(architecture: Architecture, pre_channels: int, post_channels: int, set
         ModelError: A setting is not known to the model.
     """
     settings = dict(settings)
-    model: type[nn.Module] = EarlyFusionUNet
+    model: type[nn.Module] = FusionUNet if architecture == "fusion_unet" else EarlyFusionUNet
     if architecture == "siamese":
         model = ContextSiamese if settings.pop("pool", "roi") == "global" else PseudoSiamese
     try:
