@@ -245,10 +245,6 @@ class RemoteFile(io.RawIOBase):
     def _asked(self, start: int, stop: int) -> bytes:
         headers = {"User-Agent": "mmcd", "Range": f"bytes={start}-{stop - 1}"}
         with opened(urllib.request.Request(self._address, headers=headers)) as answer:
-            if self._address.startswith("https:") and not answer.geturl().startswith("https:"):
-                raise NetworkError(
-                    f"{self._address} leads to an address without encryption.", "Use another mirror with --address."
-                )
             if answer.status != 206:
                 raise NetworkError(
                     f"{self._address} does not answer byte ranges.",

@@ -140,13 +140,18 @@ def _alone(name: str, path: Path, progress: Progress, seconds: float = math.inf)
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect to another web address only: urllib would go on to FTP as well."""
+    """Follows a redirect to web addresses only, where urllib would go on to FTP, and never from https to http."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         if not is_address(newurl):
             raise InputError(f"{_short(req.full_url)} leads to {_short(newurl)}.", "Give an http or https address.")
+        if req.full_url.lower().startswith("https:") and not newurl.lower().startswith("https:"):
+            raise InputError(
+                f"{_short(req.full_url)} leads to {_short(newurl)}, which is not encrypted.",
+                "Give the address of a server that keeps to https, or download the file and give its path.",
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

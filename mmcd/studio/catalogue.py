@@ -15,7 +15,7 @@ from mmcd.services.runs import Run
 from mmcd.services.scenes import is_own
 from mmcd.services.storage import removable, remove_scene, words_on_runs
 from mmcd.studio import loaders
-from mmcd.studio.layers import MapCall, View, land_url, new_map, url
+from mmcd.studio.layers import MapCall, View, land_url, new_map, scene_url
 from mmcd.studio.loaders import size
 from mmcd.studio.messages import day, disk, metres, utc
 
@@ -201,7 +201,7 @@ def _item(scene: Scene) -> dict[str, object]:
         "letter": mark.letter,
         "shape": mark.shape,
         "colour": mark.colour,
-        "overview": url(f"scenes/{scene.id}/pre/overview.png"),
+        "overview": scene_url(scene, "pre", "overview.png"),
     }
 
 

@@ -14,8 +14,10 @@ from branca.element import MacroElement
 from folium.elements import JSCSSMixin
 from jinja2 import Template
 
+from mmcd.geo.catalog import Scene
 from mmcd.services.assets import DRAW_CSS, DRAW_JS, LAND, LEAFLET_CSS, LEAFLET_JS, Asset, missing_assets
 from mmcd.studio.routes import PREFIX, STATIC
+from mmcd.studio.tiles import Side, side_path
 
 Function = Literal[
     "frame", "score", "swipe", "labels", "graticule", "land", "scenes", "note", "home", "region", "buildings"
@@ -125,6 +127,20 @@ def url(path: str) -> str:
     """Return the address of one of our routes."""
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     return f"/{base}{PREFIX}/{path}" if base else f"{PREFIX}/{path}"
+
+
+def scene_url(scene: Scene, side: Side, name: str) -> str:
+    """Return the address of an image of a scene; another one when the scene's file is another.
+
+    Browsers keep these images, and an id can be given to a new scene after the old one was removed.
+    """
+    path = side_path(scene, side)
+    try:
+        state = path.stat()
+        version = hashlib.sha256(f"{path} {state.st_mtime_ns} {state.st_size}".encode()).hexdigest()[:12]
+    except OSError:  # the image's own route says what is missing
+        version = "missing"
+    return f"{url(f'scenes/{scene.id}/{side}/{name}')}?v={version}"
 
 
 def asset_url(asset: Asset) -> str:

@@ -125,6 +125,7 @@ async def scene_tile(request: Request) -> Response:
     """Answer with a display tile of a scene's image or labels."""
     side, scene_id = _side(request), request.path_params["scene_id"]
     z, x, y = _tile_numbers(request)
+    # `layers.scene_url` gives another file another address.
     return await _png(lambda: tiles.scene_tile(_scene(scene_id), side, z, x, y), "private, max-age=3600")
 
 

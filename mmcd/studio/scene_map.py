@@ -8,9 +8,10 @@ from mmcd.geo.catalog import Scene
 from mmcd.services.runs import Run
 from mmcd.studio import loaders
 from mmcd.studio.bridge import grades
-from mmcd.studio.layers import Bounds, MapCall, View, new_map, url
+from mmcd.studio.layers import Bounds, MapCall, View, new_map, scene_url, url
 from mmcd.studio.messages import day
 from mmcd.studio.result_panel import has_buildings
+from mmcd.studio.tiles import Side
 
 
 def map_key(scene: Scene, run: Run | None, dark: bool, basemap: str | None) -> str:
@@ -52,7 +53,7 @@ def scene_map(scene: Scene, run: Run | None, channel: str, dark: bool, basemap: 
         canvas.add_child(
             MapCall(
                 "labels",
-                url=url(f"scenes/{scene.id}/label/tiles/{{z}}/{{x}}/{{y}}.png"),
+                url=scene_url(scene, "label", "tiles/{z}/{x}/{y}.png"),
                 extent=loaders.extent(scene.label),
                 maxNativeZoom=loaders.native_zoom(scene.label),
                 name="Reference labels",
@@ -78,10 +79,10 @@ def _score(scene: Scene, run: Run, channel: str) -> MapCall:
     )
 
 
-def _image(scene: Scene, side: str, label: str) -> dict[str, object]:
+def _image(scene: Scene, side: Side, label: str) -> dict[str, object]:
     path = scene.pre if side == "pre" else scene.post
     return {
-        "url": url(f"scenes/{scene.id}/{side}/tiles/{{z}}/{{x}}/{{y}}.png"),
+        "url": scene_url(scene, side, "tiles/{z}/{x}/{y}.png"),
         "maxNativeZoom": loaders.native_zoom(path),
         "label": label,
     }

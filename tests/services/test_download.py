@@ -4,10 +4,8 @@ import io
 import json
 import re
 import threading
-import urllib.request
 import zipfile
 from collections.abc import Iterator
-from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from mmcd.cli import app
 from mmcd.errors import Cancelled, DataError, InputError, NetworkError, StorageError, UsageError
 from mmcd.services import download as module
 from mmcd.services.download import DownloadRequest, DownloadResult, RemoteFile, download
-from mmcd.services.sources import opened
 
 EVENTS = ("bata-explosion", "la_palma-volcano", "ukraine-conflict")
 LAYERS = {"pre-event": "_pre_disaster.tif", "post-event": "_post_disaster.tif", "target": "_building_damage.tif"}
@@ -250,17 +247,6 @@ def test_more_than_was_asked_for_is_not_read(server: Server) -> None:
     server.surplus = b"more" * 1000
     remote = RemoteFile(f"{address(server)}/target.zip")
     assert remote.read(100) == server.files["target.zip"][:100]
-
-
-def test_an_encrypted_address_may_not_lead_to_a_plain_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    def redirected(request: urllib.request.Request) -> HTTPResponse:
-        plain = request.full_url.replace("https:", "http:")
-        return opened(urllib.request.Request(plain, headers=dict(request.header_items())))
-
-    monkeypatch.setattr(module, "opened", redirected)
-    assert RemoteFile(f"{address(server)}/target.zip").size == len(server.files["target.zip"])
-    with pytest.raises(NetworkError, match="without encryption"):
-        RemoteFile(f"{address(server)}/target.zip".replace("http:", "https:"))
 
 
 def archive_of(path: Path, method: int = zipfile.ZIP_STORED) -> bytes:

@@ -6,10 +6,12 @@ import ssl
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
-from http.client import HTTPResponse
+from http.client import HTTPMessage, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 
 import geopandas
@@ -23,7 +25,7 @@ from mmcd.errors import Cancelled, InputError, NetworkError, StorageError
 from mmcd.geo.footprints import read_footprints
 from mmcd.locks import turn
 from mmcd.services import sources
-from mmcd.services.sources import is_address, keep_upload, local_file
+from mmcd.services.sources import _WebOnly, is_address, keep_upload, local_file
 
 
 def image_of(values: np.ndarray, driver: str = "GTiff") -> bytes:
@@ -295,3 +297,22 @@ def test_an_upload_stays_in_its_folder_and_is_kept_once(workspace: Path, name: s
 def test_an_uploaded_virtual_raster_is_refused(workspace: Path) -> None:
     with pytest.raises(InputError, match=r"x\.tif is XML"):
         keep_upload("x.tif", b"\xef\xbb\xbf <VRTDataset/>")
+
+
+@pytest.mark.parametrize(
+    ("address", "target", "followed"),
+    [
+        ("http://a.example/x", "https://b.example/x", True),
+        ("https://a.example/x", "https://b.example/x", True),
+        ("https://a.example/x", "http://b.example/x", False),
+        ("HTTPS://a.example/x", "HTTP://b.example/x", False),
+    ],
+)
+def test_no_redirect_leaves_encryption(address: str, target: str, followed: bool) -> None:
+    handler, request = _WebOnly(), urllib.request.Request(address)
+    if followed:
+        answer = handler.redirect_request(request, BytesIO(), 302, "Found", HTTPMessage(), target)
+        assert answer is not None and answer.full_url == target
+    else:
+        with pytest.raises(InputError, match="not encrypted"):
+            handler.redirect_request(request, BytesIO(), 302, "Found", HTTPMessage(), target)

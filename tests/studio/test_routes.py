@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import morecantile
@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from mmcd.errors import MmcdError
 from mmcd.score import threshold_value
 from mmcd.studio import routes, tiles
+from mmcd.studio.layers import scene_url
 from mmcd.studio.routes import STATIC, error_response, raster_routes
 
 GRID_OF_TILES = morecantile.tms.get("WebMercatorQuad")
@@ -153,6 +154,16 @@ def test_a_scene_without_georeference_lies_where_no_scene_is(client, prepared):
 def test_an_overview_is_small(client, prepared):
     image = png(client.get(f"/mmcd/scenes/{prepared.placed.id}/pre/overview.png"))
     assert max(image.shape[1:]) <= tiles.OVERVIEW_SIZE
+
+
+def test_another_image_under_the_same_id_has_another_address(prepared, tmp_path):
+    copy = Path(shutil.copy(prepared.placed.pre, tmp_path / "pre.tif"))
+    scene = replace(prepared.placed, pre=copy)
+    first = scene_url(scene, "pre", "overview.png")
+    assert first == scene_url(scene, "pre", "overview.png")
+    assert first.startswith(f"/mmcd/scenes/{scene.id}/pre/overview.png?v=")
+    copy.write_bytes(prepared.placed.post.read_bytes())
+    assert scene_url(scene, "pre", "overview.png") != first
 
 
 def test_the_score_downloads_as_the_file_itself_and_in_ranges(client, prepared):
