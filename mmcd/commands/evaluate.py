@@ -10,17 +10,35 @@ from mmcd.commands.terminal import DeviceOption, JsonFlag, PrecisionOption, Prog
 
 def evaluate(
     model: Annotated[str, typer.Option(help="Name or card.")],
-    dataset: Annotated[str, typer.Option(help="ombria.")],
+    dataset: Annotated[str, typer.Option(help="ombria or bright.")],
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],
     event: Annotated[str | None, typer.Option(help="One event of the data set.")] = None,
-    split: Annotated[str | None, typer.Option(help="train or test, where the data set has them.")] = None,
-    scores: Annotated[Path | None, typer.Option(help="Also write one score GeoTIFF a tile into this folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="train or test; BRIGHT also has val and holdout.")] = None,
+    lists: Annotated[
+        Path | None, typer.Option(help="Folder of BRIGHT's split lists; `splits` in its folder when left out.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="Which of BRIGHT's lists: standard_ML, dfc25 or few_shot.")] = (
+        "standard_ML"
+    ),
+    hold_out: Annotated[
+        str | None,
+        typer.Option(
+            help="BRIGHT event that the model was trained without: all its tiles are scored. "
+            "`all` measures one card an event, with {event} in --model's path."
+        ),
+    ] = None,
+    one_shot: Annotated[
+        bool, typer.Option("--one-shot", help="The model saw one train and one val tile of that event.")
+    ] = False,
+    scores: Annotated[
+        Path | None, typer.Option(help="Also write one score GeoTIFF a tile into this folder, and one of classes.")
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     backend: Annotated[str, typer.Option(help="torch, onnx, openvino or auto; cards are measured in torch.")] = "torch",
     json_output: JsonFlag = False,
 ) -> None:
-    """Measure a model on labelled data at the threshold of its card, beside the trivial baselines."""
+    """Measure a model on labelled data at its card's threshold, beside trivial baselines or published tables."""
     from mmcd.services.evaluate import EvaluateRequest
     from mmcd.services.evaluate import evaluate as run_evaluation
 
@@ -30,6 +48,10 @@ def evaluate(
         root=root,
         event=event,
         split=split,
+        lists=lists,
+        protocol=protocol,
+        hold_out=hold_out,
+        one_shot=one_shot,
         scores=scores,
         device=device,
         precision=precision,
@@ -37,7 +59,12 @@ def evaluate(
     )
     with ProgressBar() as progress:
         result = run_evaluation(request, progress)
+    title = f"{model} on {dataset} {hold_out or event or split or ''}"
     if json_output:
         print_json(result)
+    elif request.dataset == "bright":
+        from mmcd.commands.bright_report import report_bright
+
+        report_bright(title, result)
     else:
-        report(f"{model} on {dataset} {event or split or ''}", result)
+        report(title, result)
