@@ -13,6 +13,8 @@
     g  F1 at every threshold against scikit-learn's curve
     h  the stored score against GDAL's default COG of floats
     i  the same pair through the U-Net that BRIGHT was published with
+    j  training pairs a second of the dense form against the patch form
+    k  the patch metadata of 100 tiles against the reference's loop
 
 Each part runs in a process of its own, on one thread where nothing else is said; all share a workspace that is thrown
 away.
@@ -66,6 +68,8 @@ PARTS = (
     Part("g", ("bench_files:curves",)),
     Part("h", ("bench_files:score_file",)),
     Part("i", ("bench_networks:published_unet",)),
+    Part("j", ("bench_reference:training_pairs",)),
+    Part("k", ("bench_reference:patch_index",)),
 )
 
 

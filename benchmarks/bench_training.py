@@ -86,8 +86,8 @@ def accuracy_of_both(options: Options) -> list[Row]:
     torch.manual_seed(0)
     patch, dense = ContextSiamese(3, 1), PseudoSiamese(3, 1)
     # The reference's own rate is 1e-5; in so short a time it would not move.
-    pairs = train_for(patch, _contexts(learnt), _context_loss, 1e-4, budget)
-    tiles = train_for(dense, _tiles(learnt), _dense_loss, 1e-3, budget)
+    pairs = train_for(patch, _contexts(learnt), context_loss, 1e-4, budget)
+    tiles = train_for(dense, _tiles(learnt), dense_loss, 1e-3, budget)
     share, truth = _truth(held_out)
     patch.form = "dense"  # the same weights, all regions of a scene at once
     found = {
@@ -137,7 +137,7 @@ def _refresh_statistics(model: nn.Module, batches: Iterator[Batch]) -> None:
     model.eval()
 
 
-def _context_loss(model: nn.Module, batch: Batch) -> Tensor:
+def context_loss(model: nn.Module, batch: Batch) -> Tensor:
     pre, post, damaged = batch
     output = model(pre, post)
     inner = slice(_LEAD, _LEAD + ROI)
@@ -146,7 +146,7 @@ def _context_loss(model: nn.Module, batch: Batch) -> Tensor:
     return aligned + apart
 
 
-def _dense_loss(model: nn.Module, batch: Batch) -> Tensor:
+def dense_loss(model: nn.Module, batch: Batch) -> Tensor:
     pre, post, damaged = batch
     output = model(pre, post)
     target, known = damaged.float(), torch.ones_like(damaged)
