@@ -110,3 +110,80 @@ def test_rois_are_drawn_by_label_and_keep_their_pairs():
     assert set(pre[:3, 0].tolist()) <= {0, 1, 2, 3}
     border_and_unknown = {20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31}
     assert not set(pre[3:, 0].tolist()) & (border_and_unknown | {0, 1, 2, 3})
+
+
+# --- the forms beside slow ones in double precision ----------------------------------------------------------------
+
+
+def slow_reference(optical, sar, unchanged, tau):
+    """The reference's two terms, one exponential after the other."""
+    optical, sar = ([row / row.norm() for row in side.double()] for side in (optical, sar))
+    s = [[float(one @ other) / tau for other in sar] for one in optical]
+    changed = [i for i in range(len(s)) if not unchanged[i]]
+    terms = {True: [], False: []}
+    for i in range(len(s)):
+        if unchanged[i]:
+            below = math.exp(s[i][i]) + sum(math.exp(s[i][j]) for j in changed) + 1e-8
+            terms[True].append(-math.log(math.exp(s[i][i]) / below) if changed else -s[i][i])
+        else:
+            terms[False].append(math.log(1 + math.exp(s[i][i])))
+    return [sum(terms[kind]) / len(terms[kind]) if terms[kind] else 0.0 for kind in (True, False)]
+
+
+def slow_supervised(pre, post, changed, tau):
+    """The dense form's loss, one exponential after the other."""
+    s = (pre.double() @ post.double().T / tau).tolist()
+    n, far = range(len(s)), [k for k in range(len(s)) if changed[k]]
+    near = [i for i in n if not changed[i]]
+    if not near:
+        return sum(math.log(1 + math.exp(s[k][k])) for k in far) / len(far)
+    total = 0.0
+    for i in near:
+        row = -math.log(math.exp(s[i][i]) / sum(math.exp(s[i][j]) for j in n))
+        column = -math.log(math.exp(s[i][i]) / sum(math.exp(s[j][i]) for j in n))
+        own = -math.log(math.exp(s[i][i]) / (math.exp(s[i][i]) + sum(math.exp(s[k][k]) for k in far)))
+        total += (row + column) / 2 + own
+    return total / len(near)
+
+
+@pytest.mark.parametrize("tau", [0.07, 0.1, 1.0])
+@pytest.mark.parametrize("changed", [0, 1, 13, 63, 64])
+def test_fast_forms_equal_slow_ones(tau, changed):
+    torch.manual_seed(changed)
+    one, other = torch.randn(64, 16), torch.randn(64, 16)
+    other[:40] += 2 * one[:40]  # some pairs are alike, so that no term is all but constant
+    flags = torch.randperm(64) < changed
+    found = reference_infonce(3 * one, other, ~flags, tau)
+    assert [float(term) for term in found] == pytest.approx(slow_reference(one, other, ~flags, tau), rel=1e-5, abs=1e-6)
+    one, other = F.normalize(one, dim=1), F.normalize(other, dim=1)
+    found = supervised_infonce(one, other, flags, tau)
+    assert float(found) == pytest.approx(slow_supervised(one, other, flags, tau), rel=1e-5)
+
+
+def test_reference_form_of_one_pair_of_each_class_is_closed():
+    """Orthogonal vectors: every similarity is 0, so the terms are log 2 each; opposite and equal ones by hand."""
+    optical, sar = unit([1, 0, 0, 0], [0, 1, 0, 0]), unit([0, 0, 1, 0], [0, 0, 0, 1])
+    positive, negative = reference_infonce(optical, sar, torch.tensor([True, False]))
+    assert float(positive) == pytest.approx(math.log(2), rel=1e-5) and float(negative) == pytest.approx(math.log(2))
+    optical, sar = unit([1, 0], [0, 1]), unit([1, 0], [0, -1])
+    positive, negative = reference_infonce(optical, sar, torch.tensor([True, False]), 0.5)
+    assert float(positive) == pytest.approx(math.log1p(math.exp(-2)), rel=1e-5)
+    assert float(negative) == pytest.approx(math.log1p(math.exp(-2)), rel=1e-5)
+
+
+@pytest.mark.parametrize("unchanged", [[True, True, True], [False, False, False], [True, False, False]])
+def test_the_reference_form_learns_from_batches_of_one_class(unchanged):
+    torch.manual_seed(0)
+    optical, sar = torch.randn(3, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)
+    sum(reference_infonce(optical, sar, torch.tensor(unchanged))).backward()
+    for vectors in (optical, sar):
+        assert torch.isfinite(vectors.grad).all() and vectors.grad.abs().sum() > 0
+
+
+def test_other_unchanged_pairs_are_no_negatives_of_the_reference():
+    torch.manual_seed(0)
+    optical, sar = torch.randn(3, 8), torch.randn(3, 8)
+    alone = reference_infonce(optical[[0, 2]], sar[[0, 2]], torch.tensor([True, False]))[0]
+    other = reference_infonce(optical[[1, 2]], sar[[1, 2]], torch.tensor([True, False]))[0]
+    both = reference_infonce(optical, sar, torch.tensor([True, True, False]))[0]
+    torch.testing.assert_close(both, (alone + other) / 2)
