@@ -101,7 +101,8 @@ def strike(rng: np.random.Generator, event: Event, city: City, before: Surface) 
     """
     nature = _NATURES[event]
     surface = before.copy()
-    _pass_time(rng, city, surface)
+    pass_time(rng, city, surface)
+    draw_buildings(rng, surface, city.new_buildings, city.gsd, -1)
     hazard = nature.hazard(rng, city)
     index = np.flatnonzero(before.building >= 0)
     owner = before.building.ravel()[index]
@@ -151,8 +152,14 @@ def choose_hit(rng: np.random.Generator, felt: Array, area: Array, total: int, c
     return hit
 
 
-def _pass_time(rng: np.random.Generator, city: City, surface: Surface) -> None:
-    """Change what changes between two dates without any disaster: crops, roofs, trees, finished buildings."""
+def pass_time(rng: np.random.Generator, city: City, surface: Surface) -> None:
+    """Change what changes between two dates though nothing is built and nothing happens: crops and roofs.
+
+    Args:
+        rng: Source of randomness.
+        city: The plan.
+        surface: Changed in place; its buildings are those of the plan.
+    """
     crop = np.flatnonzero(surface.material == Material.CROP)
     turned = rng.permutation(8).astype(np.uint8)
     surface.tint.ravel()[crop] = CROPS + turned[surface.tint.ravel()[crop] - CROPS]
@@ -161,7 +168,6 @@ def _pass_time(rng: np.random.Generator, city: City, surface: Surface) -> None:
     index = index[renewed[surface.building.ravel()[index]]]
     other = rng.choice(np.array([Material.TILE, Material.FLAT, Material.METAL], np.uint8), len(city.buildings))
     surface.material.ravel()[index] = other[surface.building.ravel()[index]]
-    draw_buildings(rng, surface, city.new_buildings, city.gsd, -1)
 
 
 def _patches(rng: np.random.Generator, city: City) -> Array:
