@@ -18,6 +18,7 @@ from mmcd.paths import weights_dir
 
 Modality = Literal["optical", "sar"]
 Unit = Literal["db", "reflectance", "uint8"]
+Scaling = Literal["scene", "patch"]
 
 
 BUILDING_CLASSES = ("background", "intact", "damaged", "destroyed")
@@ -48,6 +49,9 @@ class Branch(Config):
         sensor: Sensor of the training data, for people.
         bands: Standard band names in channel order (``B8``, ``VV``, ``red`` ...).
         unit: Physical unit that values are brought to before the stretch; 8-bit display values pass as they are.
+        scaling: What values are scaled by. ``scene``: percentiles and level of the whole scene, then mean and standard
+            deviation of the training set. ``patch``: every band of every patch by its own mean and standard deviation,
+            SAR after ``log(1 + x)`` (`mmcd.data.patches`); the rest is then not used.
         percentiles: Whole-scene percentiles that are mapped to 0 and 1, computed once a scene.
         level: Shift of the stretched values to a common level, computed once a scene; none leaves them.
         mean: Mean of the stretched values of each band, in [0, 1].
@@ -58,6 +62,7 @@ class Branch(Config):
     sensor: str
     bands: tuple[str, ...] = Field(min_length=1, max_length=13)
     unit: Unit
+    scaling: Scaling = "scene"
     percentiles: tuple[float, float] = (0.5, 99.5)
     level: Level | None = None
     mean: tuple[float, ...]

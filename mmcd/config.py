@@ -21,7 +21,7 @@ class Config(BaseModel):
         Raises:
             ConfigError: The file is missing, is not YAML or holds a value that does not fit.
         """
-        values = _read_yaml(path)
+        values = read_yaml(path)
         for key, value in (overrides or {}).items():
             _set_dotted(values, key, value)
         try:
@@ -29,8 +29,9 @@ class Config(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
+            whole = first["msg"].removeprefix("Value error, ")  # options that do not go together: it names them
             raise ConfigError(
-                f"{path}: `{where}` {first['msg'].lower()}.",
+                f"{path}: `{where}` {first['msg'].lower()}." if where else f"{path}: {whole}.",
                 "Correct it in the file or with --set KEY=VALUE.",
             ) from error
 
@@ -70,7 +71,12 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys and values, unchecked.
+
+    Raises:
+        ConfigError: The file is missing or is not such a file.
+    """
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:

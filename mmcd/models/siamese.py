@@ -5,7 +5,7 @@ Two forms share the words of reference system 0. `PseudoSiamese` (dense) encodes
 context, patch by patch or, with the same weights, densely.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,11 @@ ROI = 16
 CONTEXT = 256
 EMBEDDING_STRIDE = 8
 LATTICE = 16
+
+
+ContextPool = Literal["global", "roi_centre"]
+CONTEXT_POOLS: tuple[ContextPool, ...] = get_args(ContextPool)
+"""What of a context the reference form's embedding is the mean of: all of it, or the ROI in its middle."""
 
 
 class SiameseOutput(NamedTuple):
@@ -246,6 +251,9 @@ class ContextSiamese(nn.Module):
         embedding_dim: Length of the embeddings.
         form: ``patch`` takes contexts of 256 px and answers once for each; ``dense`` takes a tile and answers at
             every 8 px. Both load the same weights and agree but for the zero padding at the border of each patch.
+        pool: ``global`` averages the whole context, so that neighbouring ROIs answer nearly alike, as in the
+            reference; ``roi_centre`` averages the cells of the ROI in its middle.
+        context: Side of the contexts in pixels; exceeds the ROI by a multiple of 16.
     """
 
     def __init__(
@@ -255,9 +263,11 @@ class ContextSiamese(nn.Module):
         trunk: TrunkName = "resnet34",
         embedding_dim: int = 128,
         form: Literal["patch", "dense"] = "patch",
+        pool: ContextPool = "global",
+        context: int = CONTEXT,
     ) -> None:
         super().__init__()
-        self.form = form
+        self.form, self.pool, self.context = form, pool, context
         self.optical_encoder = Encoder(pre_channels, trunk, levels=4, deep="kept")
         self.sar_encoder = Encoder(post_channels, trunk, levels=4, deep="kept")
         self.optical_projector = Projector(STAGE_CHANNELS[4], embedding_dim)
@@ -265,24 +275,32 @@ class ContextSiamese(nn.Module):
 
     def forward(self, pre: Tensor, post: Tensor) -> ContextOutput:
         """Compare contexts of shape (B, C, 256, 256), or a tile of shape (B, C, H, W) in the dense form."""
-        pool = _mean_of_all if self.form == "patch" else mean_of_context
-        before = _unit(self.optical_projector(pool(self.optical_encoder(pre)[-1])))
-        after = _unit(self.sar_projector(pool(self.sar_encoder(post)[-1])))
+        before = _unit(self.optical_projector(self._pooled(self.optical_encoder(pre)[-1])))
+        after = _unit(self.sar_projector(self._pooled(self.sar_encoder(post)[-1])))
         return ContextOutput(1 - (before * after).sum(dim=1, keepdim=True), before, after)
 
+    def _pooled(self, features: Tensor) -> Tensor:
+        """Return one vector for every context: (B, C) from patches, (B, C, H/8, W/8) from a tile."""
+        if self.form == "dense":
+            return mean_of_context(features, self.context) if self.pool == "global" else pool_roi(features)
+        return features.mean(dim=(2, 3)) if self.pool == "global" else _mean_of_centre(features)
 
-def _mean_of_all(features: Tensor) -> Tensor:
-    return features.mean(dim=(2, 3))
+
+def _mean_of_centre(features: Tensor) -> Tensor:
+    """Return the mean over the ROI in the middle of each context: the central 2 x 2 cells at stride 8."""
+    first, cells = features.shape[-1] // 2 - 1, ROI // EMBEDDING_STRIDE
+    centre = slice(first, first + cells)
+    return features[..., centre, centre].mean(dim=(2, 3))
 
 
-def mean_of_context(features: Tensor) -> Tensor:
-    """Return the mean over the 256 px context of every ROI, same shape as the features at stride 8.
+def mean_of_context(features: Tensor, context: int = CONTEXT) -> Tensor:
+    """Return the mean over the context of every ROI, same shape as the features at stride 8.
 
-    The context of the ROI at cell i begins 120 px before it: cells i - 15 to i + 16. Beyond the tile there is
+    The context of the ROI at cell i begins 120 px before it: cells i - 15 to i + 16 of 256 px. Beyond the tile there is
     nothing to average, so fewer cells count there.
     """
-    cells = CONTEXT // EMBEDDING_STRIDE
-    lead = (CONTEXT - ROI) // 2 // EMBEDDING_STRIDE
+    cells = context // EMBEDDING_STRIDE
+    lead = (context - ROI) // 2 // EMBEDDING_STRIDE
     pad = (lead, cells - 1 - lead, lead, cells - 1 - lead)
     inside = torch.ones_like(features[:1, :1])
     total, count = (_box_sum(F.pad(values, pad), cells) for values in (features, inside))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmcd.cards import Card, file_sha256, read_card, verify_weights
 from mmcd.errors import ModelError
 from mmcd.models.fusion_unet import FusionUNet
-from mmcd.models.siamese import ContextSiamese, PseudoSiamese
+from mmcd.models.siamese import CONTEXT_POOLS, ContextSiamese, PseudoSiamese
 from mmcd.models.unet import EarlyFusionUNet
 
 Architecture = Literal["siamese", "early_fusion_unet", "fusion_unet"]
@@ -24,7 +24,7 @@ def build(architecture: Architecture, pre_channels: int, post_channels: int, set
         pre_channels: Bands of the image before.
         post_channels: Bands of the image after.
         settings: Keyword arguments of the class. For ``siamese``, ``pool="roi"`` (default) is `PseudoSiamese` and
-            ``pool="global"`` is `ContextSiamese`.
+            ``pool="global"`` or ``"roi_centre"`` is `ContextSiamese`.
 
     Raises:
         ModelError: A setting is not known to the model.
@@ -32,7 +32,10 @@ def build(architecture: Architecture, pre_channels: int, post_channels: int, set
     settings = dict(settings)
     model: type[nn.Module] = FusionUNet if architecture == "fusion_unet" else EarlyFusionUNet
     if architecture == "siamese":
-        model = ContextSiamese if settings.pop("pool", "roi") == "global" else PseudoSiamese
+        contexts = settings.get("pool") in CONTEXT_POOLS
+        model = ContextSiamese if contexts else PseudoSiamese
+        if settings.get("pool") == "roi":
+            del settings["pool"]
     try:
         return model(pre_channels, post_channels, **settings)
     except (TypeError, KeyError) as error:

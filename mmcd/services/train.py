@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from mmcd.config import Config
+from mmcd.config import Config, read_yaml
+from mmcd.errors import ConfigError
 from mmcd.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from mmcd.training.trainer import TrainedRun
 
 
 class TrainRequest(Config):
@@ -17,11 +21,13 @@ class TrainRequest(Config):
         config: YAML file, see ``configs/``.
         overrides: Values over the file's, by dotted key (``trainer.epochs``).
         resume: Go on from the last checkpoint of the run of the same name.
+        from_scratch: Begin with random weights where the configuration asks for pretrained ones.
     """
 
     config: Path
     overrides: dict[str, Any] = Field(default_factory=dict)
     resume: bool = False
+    from_scratch: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,33 @@ def train(request: TrainRequest, progress: Progress = silent) -> TrainResult:
     """Train, validate and export; the run's folder is in the workspace under ``training``.
 
     Raises:
-        ConfigError: The file is not a valid configuration, or the run exists and is not resumed.
+        ConfigError: The file is not a valid configuration, or the run exists and is not resumed; pretrained weights
+            cannot be fetched.
         DataError: The data set is not there or too small to split.
         Cancelled: ``progress`` asked to stop; the run can be resumed.
     """
+    task = read_yaml(request.config).get("task")
+    if task not in (None, "patches"):
+        raise ConfigError(
+            f"{request.config}: there is no task {task!r}.", "Write `task: patches`, or none to train change as a mask."
+        )
+    run = (_train_patches if task else _train_change)(request, progress)
+    return TrainResult(run.folder, run.weights, run.card, run.metrics)
+
+
+def _train_change(request: TrainRequest, progress: Progress) -> "TrainedRun":
     from mmcd.training.config import ChangeTraining
     from mmcd.training.trainer import run_training
 
-    config = ChangeTraining.from_yaml(request.config, request.overrides)
-    run = run_training(config, request.resume, progress)
-    return TrainResult(run.folder, run.weights, run.card, run.metrics)
+    if request.from_scratch:
+        raise ConfigError(f"{request.config} asks for no pretrained weights.", "Leave out --from-scratch.")
+    return run_training(ChangeTraining.from_yaml(request.config, request.overrides), request.resume, progress)
+
+
+def _train_patches(request: TrainRequest, progress: Progress) -> "TrainedRun":
+    from mmcd.training.patch_config import PatchTraining
+    from mmcd.training.patch_trainer import run_patch_training
+
+    start = {"model.pretrained": "none"} if request.from_scratch else {}
+    config = PatchTraining.from_yaml(request.config, request.overrides | start)
+    return run_patch_training(config, request.resume, progress)

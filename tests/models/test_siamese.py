@@ -175,3 +175,26 @@ def test_reference_dense_and_patch_load_one_state_dict_and_agree():
     for name in ("pre_embedding", "post_embedding"):
         cosine = (getattr(one, name) * getattr(many, name)[..., row // 8, col // 8]).sum(dim=1)
         assert float(1 - cosine) < 6e-3
+
+
+@pytest.mark.parametrize("pool", ["global", "roi_centre"])
+def test_pooling_of_the_reference_form_is_that_of_its_dense_form(pool):
+    """Contexts of 64 px: the features of a tile, pooled, and those of a patch cut from it agree cell by cell."""
+    model = ContextSiamese(3, 1, trunk="resnet18", embedding_dim=8, pool=pool, context=64)
+    features = torch.randn(2, 512, 20, 20)
+    model.form = "dense"
+    dense = model._pooled(features)
+    model.form = "patch"
+    row, col = 7, 9  # the ROI of these cells has 24 px, three cells, of context around it
+    patch = model._pooled(features[..., row - 3 : row + 5, col - 3 : col + 5])
+    torch.testing.assert_close(dense[..., row, col], patch)
+    if pool == "roi_centre":
+        torch.testing.assert_close(patch, features[..., row : row + 2, col : col + 2].mean(dim=(2, 3)))
+
+
+def test_the_centre_of_a_context_is_its_roi():
+    model = ContextSiamese(3, 1, trunk="resnet18", embedding_dim=8, pool="roi_centre")
+    marked = torch.zeros(1, 1, 256, 256)
+    marked[..., 120:136, 120:136] = 1  # the ROI
+    cells = torch.nn.functional.avg_pool2d(marked, 8)
+    assert float(model._pooled(cells)) == 1

@@ -32,6 +32,8 @@ def stored(tmp_path):
 def test_build_by_name():
     assert isinstance(zoo.build("siamese", 3, 1, {}), PseudoSiamese)
     assert isinstance(zoo.build("siamese", 3, 1, {"pool": "global", "trunk": "resnet18"}), ContextSiamese)
+    centred = zoo.build("siamese", 3, 1, {"pool": "roi_centre", "trunk": "resnet18"})
+    assert isinstance(centred, ContextSiamese) and centred.pool == "roi_centre"
     assert isinstance(zoo.build("early_fusion_unet", 3, 1, {}), EarlyFusionUNet)
 
 
