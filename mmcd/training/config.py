@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from mmcd.cards import Branch, Gsd
 from mmcd.config import Config
+from mmcd.data.bright import CLASSES
+from mmcd.data.bright_pairs import BrightConfig, BrightPairs
 from mmcd.data.simulated import SimulatedConfig
 from mmcd.data.transforms import AugmentConfig
 from mmcd.models.devices import Device, Precision
@@ -30,6 +32,16 @@ class BatchConfig(Config):
     group_power: float = Field(default=0.5, ge=0, le=1)
     workers: int = Field(default=0, ge=0)
     shifts: tuple[float, ...] = Field(default=SHIFTS, min_length=1)
+
+    @property
+    def validation_batch(self) -> int:
+        """Samples of a batch that is only looked at."""
+        return self.batch_size
+
+    @property
+    def calibrating(self) -> int | None:
+        """Validation tiles at most that calibrate the card; None for all."""
+        return None
 
 
 class DataConfig(BatchConfig):
@@ -63,6 +75,32 @@ class SimulatedDataConfig(BatchConfig):
     shifts: tuple[float, ...] = Field(default=(1.0,), min_length=1)
 
 
+class BrightDataConfig(BatchConfig, BrightConfig):
+    """BRIGHT, by its official or its cross-event lists: crops train, whole val tiles validate by mIoU of the classes.
+
+    Attributes:
+        source: Reader of ``mmcd.data``.
+        validation_batch_size: Whole tiles of a batch in validation.
+        calibration_tiles: Val tiles at most, evenly chosen, that calibrate the card: a tile of 1024 px takes 5 MB.
+    """
+
+    source: Literal["bright"]
+    group_power: float = Field(default=1.0, ge=0, le=1)
+    validation_batch_size: int = Field(default=1, ge=1)
+    calibration_tiles: int = Field(default=120, ge=1)
+    shifts: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+
+    @property
+    def validation_batch(self) -> int:
+        """Samples of a batch that is only looked at."""
+        return self.validation_batch_size
+
+    @property
+    def calibrating(self) -> int | None:
+        """Validation tiles at most that calibrate the card."""
+        return self.calibration_tiles
+
+
 class ModelConfig(Config):
     """Which network.
 
@@ -81,6 +119,7 @@ class LossConfig(Config):
     Attributes:
         bce: Cross entropy of the head: of change, or of its classes where it has several.
         dice: Soft Dice of the head.
+        lovasz: Lovász-Softmax of the head's classes, or the Lovász hinge of change where it has one output.
         infonce: Supervised InfoNCE of ROI embeddings.
         temperature: Temperature of the InfoNCE.
         rois_per_class: Changed and unchanged ROIs that are drawn from a batch.
@@ -89,6 +128,7 @@ class LossConfig(Config):
 
     bce: float = Field(default=1.0, ge=0)
     dice: float = Field(default=0.5, ge=0)
+    lovasz: float = Field(default=0.0, ge=0)
     infonce: float = Field(default=0.1, ge=0)
     temperature: float = Field(default=0.1, gt=0)
     rois_per_class: int = Field(default=256, ge=1)
@@ -96,21 +136,23 @@ class LossConfig(Config):
 
 
 class OptimiserConfig(Config):
-    """AdamW with linear warm-up and cosine decay, and a running average of the weights.
+    """AdamW with linear warm-up and a schedule, and a running average of the weights.
 
     Attributes:
         lr: Highest learning rate.
         weight_decay: Decoupled weight decay.
+        schedule: What follows the warm-up: a cosine down to 0, or the highest rate to the end.
         warmup: Part of all steps in which the rate rises.
         ema: Decay of the running average that is validated and shipped.
-        clip: Largest norm of the gradient.
+        clip: Largest norm of the gradient; none leaves it as it is.
     """
 
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(default=0.1, ge=0, lt=1)
     ema: float = Field(default=0.98, ge=0, lt=1)
-    clip: float = Field(default=1.0, gt=0)
+    clip: float | None = Field(default=1.0, gt=0)
 
 
 class TrainerConfig(Config):
@@ -118,6 +160,8 @@ class TrainerConfig(Config):
 
     Attributes:
         epochs: Passes over as many samples as the training folds hold; the learning rate is 0 at their end.
+        steps: Length in steps of the optimiser instead; an epoch is then what lies between two validations.
+        validate_every: Steps between two validations, of which ``steps`` is a multiple.
         stop_after: Epochs after which to stop before that, for a run without a held-out fold: what grouped
             validation of the same schedule found best.
         keep: Which epoch's weights a run with a held-out fold leaves: the one that did best on the fold, or the last
@@ -128,11 +172,28 @@ class TrainerConfig(Config):
     """
 
     epochs: int = Field(default=15, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    validate_every: int | None = Field(default=None, ge=1)
     stop_after: int | None = Field(default=None, ge=1)
     keep: Literal["best", "last"] = "best"
     device: Device = "auto"
     precision: Precision = "auto"
     loggers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard", "mlflow")
+
+    @property
+    def lengths(self) -> tuple[int, int | None]:
+        """Epochs, and steps of each; None for a pass over as many samples as train."""
+        if self.steps is None or self.validate_every is None:
+            return self.epochs, None
+        return self.steps // self.validate_every, self.validate_every
+
+    @model_validator(mode="after")
+    def _whole_validations(self) -> Self:
+        if (self.steps is None) != (self.validate_every is None):
+            raise ValueError("steps and validate_every go together")
+        if self.steps and self.validate_every and self.steps % self.validate_every:
+            raise ValueError(f"steps is {self.steps}, which is no multiple of validate_every, {self.validate_every}")
+        return self
 
 
 class ExportConfig(Config):
@@ -181,7 +242,7 @@ class ChangeTraining(Config):
     seed: int = 0
     pre: Branch
     post: Branch
-    data: Annotated[DataConfig | SimulatedDataConfig, Field(discriminator="source")]
+    data: Annotated[DataConfig | SimulatedDataConfig | BrightDataConfig, Field(discriminator="source")]
     model: ModelConfig
     loss: LossConfig = LossConfig()
     changed_from: int = Field(default=1, ge=1)
@@ -197,4 +258,18 @@ class ChangeTraining(Config):
             raise ValueError(f"changed_from is {self.changed_from} for the labels and {head} for the head")
         if isinstance(self.data, SimulatedDataConfig) and self.changed_from != DAMAGED:
             raise ValueError(f"changed_from must be {DAMAGED} for simulated labels: 1 is an intact building")
+        return self
+
+    @model_validator(mode="after")
+    def _what_bright_has(self) -> Self:
+        if not isinstance(self.data, BrightDataConfig):
+            return self
+        classes = self.model.settings.get("classes", 1)
+        if classes != len(CLASSES) or self.changed_from != DAMAGED:
+            raise ValueError(f"bright has {len(CLASSES)} classes, changed from {DAMAGED}: settings say {classes}")
+        bands = len(self.pre.bands), len(self.post.bands)
+        if bands != (len(BrightPairs.pre_bands), len(BrightPairs.post_bands)):
+            raise ValueError(f"bright has 3 bands before and 1 after, not {bands[0]} and {bands[1]}")
+        if {self.pre.unit, self.post.unit} != {"uint8"} or self.pre.level or self.post.level:
+            raise ValueError("bright is read as value / 255: give unit uint8 and no level")
         return self

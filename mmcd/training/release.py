@@ -42,10 +42,15 @@ def write_card_of(
         post=config.post,
         gsd=export.gsd,
         classes=export.classes,
-        decision=_UNCALIBRATED if outputs is None else fit_decision(outputs, training_share, config.data.shifts),
+        decision=_UNCALIBRATED if outputs is None else _decision(config, outputs, training_share),
         training=training | ({"selection": export.selection} if export.selection else {}),
         licence=export.licence,
     )
     path = weights.with_suffix(".toml")
     write_card(card, path)
     return path
+
+
+def _decision(config: ChangeTraining, outputs: Outputs, training_share: float) -> Decision:
+    """Fit the card's decision; embeddings that were not trained have no say in it."""
+    return fit_decision(outputs, training_share, config.data.shifts, cosine=config.loss.infonce > 0)

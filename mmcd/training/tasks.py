@@ -1,6 +1,7 @@
 """One LightningModule a job. Here: change between two images, as a mask."""
 
 import math
+from typing import Literal
 
 import lightning as L
 import numpy as np
@@ -12,13 +13,15 @@ from torch.nn import functional as F
 
 from mmcd.cards import Branch
 from mmcd.data.base import UNKNOWN, Sample
+from mmcd.data.bright import CLASSES
 from mmcd.data.transforms import augment
 from mmcd.losses.contrastive import sample_rois, supervised_infonce
-from mmcd.losses.segmentation import binary_cross_entropy, cross_entropy, soft_dice
+from mmcd.losses.segmentation import binary_cross_entropy, cross_entropy, lovasz_hinge, lovasz_softmax, soft_dice
 from mmcd.models import zoo
 from mmcd.models.siamese import EMBEDDING_STRIDE, ROI, SiameseOutput
 from mmcd.score import encode_score
-from mmcd.training.config import ChangeTraining
+from mmcd.segmentation_metrics import ConfusionMatrix, grade_summary
+from mmcd.training.config import BrightDataConfig, ChangeTraining
 from mmcd.training.validation import ShiftedCounts, shifted_metrics
 
 _STEP_SEEDS = 1_000_003
@@ -44,6 +47,7 @@ class ChangeTask(L.LightningModule):
         )
         self.model = model.to(memory_format=torch.channels_last)
         self._validated: list[tuple[NDArray[np.uint8], NDArray[np.bool_]]] = []
+        self._grades: ConfusionMatrix | None = ConfusionMatrix.none(len(CLASSES)) if graded(config) else None
 
     def forward(self, batch: Sample) -> Tensor | SiameseOutput:
         """Run the network on a batch of stretched images."""
@@ -76,6 +80,10 @@ class ChangeTask(L.LightningModule):
             parts["bce"] = weights.bce * binary_cross_entropy(logit, target, known)
         if weights.dice:
             parts["dice"] = weights.dice * soft_dice(logit, target, known)
+        if weights.lovasz and classes is not None:
+            parts["lovasz"] = weights.lovasz * lovasz_softmax(classes, batch["target"], known)
+        elif weights.lovasz:
+            parts["lovasz"] = weights.lovasz * lovasz_hinge(logit, target, known)
         if weights.infonce and isinstance(output, SiameseOutput):
             pairs = sample_rois(
                 output.pre_embedding,
@@ -95,16 +103,25 @@ class ChangeTask(L.LightningModule):
         return batch["target"] >= self.config.changed_from
 
     def validation_step(self, batch: Sample, batch_index: int) -> None:
-        """Keep the stored score of the head for the metrics of the epoch."""
-        logit = logit_of(self(batch))[:, 0]
+        """Keep what the metrics of the epoch need: the confusion matrix of classes, else the stored score."""
+        output = self(batch)
+        logit = logit_of(output)[:, 0]
         target = self.changed(batch)
         known = batch["valid"] & (batch["target"] != UNKNOWN)
         self.log("val/bce", binary_cross_entropy(logit, target, known), batch_size=len(logit))
+        if self._grades is not None and isinstance(output, SiameseOutput) and output.classes is not None:
+            truth = torch.where(known, batch["target"], UNKNOWN).cpu().numpy()
+            self._grades += ConfusionMatrix.of(truth, output.classes.argmax(dim=1).cpu().numpy(), len(CLASSES))
+            return
         score = encode_score(logit.sigmoid().cpu().numpy(), known.cpu().numpy())
         self._validated.append((score, target.cpu().numpy()))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the fold as it is and under lower shares of change."""
+        """Log BRIGHT's figures, or the metrics of the fold as it is and under lower shares of change."""
+        if self._grades is not None:
+            self.log_dict({f"val/{name}": value for name, value in _flat(self._grades).items()})
+            self._grades = ConfusionMatrix.none(len(CLASSES))
+            return
         counts = ShiftedCounts.of(*(np.concatenate(parts) for parts in zip(*self._validated, strict=True)))
         self._validated.clear()
         metrics = shifted_metrics(counts, self.training_share)
@@ -120,15 +137,34 @@ class ChangeTask(L.LightningModule):
             lr=options.lr,
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps, options.warmup))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: rate(step, steps, options.warmup, options.schedule)
+        )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def rate(step: int, steps: int, warmup: float) -> float:
-    """Return the learning rate at a step as a part of the highest: linear rise, then half a cosine down to 0."""
+def graded(config: ChangeTraining) -> bool:
+    """Return whether a run is validated by the classes of its head, as BRIGHT's protocol does, and not by its score."""
+    return isinstance(config.data, BrightDataConfig)
+
+
+def _flat(grades: ConfusionMatrix) -> dict[str, float]:
+    figures = grade_summary(grades, CLASSES)
+    return {name: figures[name] for name in ("miou", "oa", "f1_loc", "f1_clf")} | {
+        f"iou_{name}": value for name, value in figures["iou"].items()
+    }
+
+
+def rate(step: int, steps: int, warmup: float, schedule: Literal["cosine", "constant"] = "cosine") -> float:
+    """Return the learning rate at a step as a part of the highest.
+
+    A linear rise, then half a cosine down to 0, or the highest rate to the end.
+    """
     rising = max(1, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
+    if schedule == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 

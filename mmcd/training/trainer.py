@@ -13,24 +13,29 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Subset
 
 from mmcd.data.base import PairDataset, Sample
+from mmcd.data.bright_pairs import BrightCrops, BrightPairs
 from mmcd.data.ombria import Ombria
 from mmcd.data.simulated import Simulated
 from mmcd.data.transforms import mirrored
-from mmcd.errors import ConfigError
+from mmcd.errors import ConfigError, DataError
 from mmcd.models import zoo
 from mmcd.models.devices import choose_device, choose_precision
 from mmcd.models.siamese import SiameseOutput
 from mmcd.progress import Progress, silent
 from mmcd.samplers import GroupBatchSampler
-from mmcd.training.config import ChangeTraining, SimulatedDataConfig
+from mmcd.training.config import BrightDataConfig, ChangeTraining, SimulatedDataConfig
 from mmcd.training.release import write_card_of
 from mmcd.training.runs import LAST, Report, Stop, fit, make_loggers, run_folder
-from mmcd.training.tasks import ChangeTask, logit_of
+from mmcd.training.steps import StepBatches
+from mmcd.training.tasks import ChangeTask, graded, logit_of
 from mmcd.training.validation import Outputs, grouped_folds
 
 logger = logging.getLogger(__name__)
 
 MONITOR = "val/ap_shift"
+CLASS_MONITOR = "val/miou"
+"""What chooses the best weights of a run that is validated by its classes."""
+
 MARGIN = 128
 """Pixels of mirrored context around a tile: the halo that inference gives every block."""
 
@@ -44,12 +49,14 @@ class Split:
         training: Indices of the training samples.
         held_out: Indices of the validation fold; empty when everything trains.
         share: Share of change of the data; validation is weighted to parts of it.
+        calibrating: Indices of the validation samples that calibrate the card; None for all.
     """
 
     dataset: PairDataset
     training: NDArray[np.intp]
     held_out: NDArray[np.intp]
     share: float
+    calibrating: NDArray[np.intp] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def open_split(config: ChangeTraining, progress: Progress = silent) -> Split:
 
     Args:
         config: The run's configuration.
-        progress: Told of the scenes that are simulated; may raise to stop.
+        progress: Told of the scenes that are simulated or checked; may raise to stop.
 
     Raises:
         DataError: The data set is not there or too small to split.
@@ -85,6 +92,8 @@ def open_split(config: ChangeTraining, progress: Progress = silent) -> Split:
         simulated = Simulated(options.scenes, progress)
         natural = float(simulated.changed_share[simulated.validation].mean())
         return Split(simulated, simulated.training, simulated.validation, natural)
+    if isinstance(options, BrightDataConfig):
+        return _bright_split(options, progress)
     dataset = Ombria(options.root, options.event, (config.pre, config.post))
     everything, share = np.arange(len(dataset)), float(dataset.changed_share.mean())
     if options.fold is None:
@@ -95,6 +104,26 @@ def open_split(config: ChangeTraining, progress: Progress = silent) -> Split:
         )
     held_out = grouped_folds(dataset.groups, dataset.changed_share, options.folds)[options.fold]
     return Split(dataset, np.setdiff1d(everything, held_out), held_out, share)
+
+
+def _bright_split(options: BrightDataConfig, progress: Progress) -> Split:
+    """Open BRIGHT's train and val tiles.
+
+    Raises:
+        DataError: A list or a tile cannot be used, or no tile that calibrates the card shows damage.
+    """
+    pairs = BrightPairs(options, progress)
+    for line in pairs.warnings:
+        logger.warning(line)
+    step = -(-len(pairs.validation) // options.calibration_tiles)
+    calibrating = pairs.validation[::step]
+    share = float(pairs.shares(calibrating).mean())
+    if not share:
+        raise DataError(
+            f"None of the {len(calibrating):,} val tiles that would calibrate the model shows damage.",
+            "Give a val list with damaged or destroyed buildings, or more of it: --set data.calibration_tiles=N.",
+        )
+    return Split(pairs, pairs.training, pairs.validation, share, calibrating)
 
 
 def run_training(config: ChangeTraining, resume: bool = False, progress: Progress = silent) -> TrainedRun:
@@ -167,14 +196,20 @@ def _inner(values: torch.Tensor) -> NDArray[np.float16]:
 
 def _training_loader(split: Split, config: ChangeTraining) -> "DataLoader[Sample]":
     groups = [split.dataset.groups[index] for index in split.training]
-    sampler = GroupBatchSampler(groups, config.data.batch_size, config.data.group_power, config.seed)
+    sampler: Any = GroupBatchSampler(groups, config.data.batch_size, config.data.group_power, config.seed)
     subset: Any = Subset(split.dataset, split.training.tolist())  # type: ignore[arg-type]
+    cropped = isinstance(split.dataset, BrightPairs)
+    if isinstance(split.dataset, BrightPairs):
+        subset = BrightCrops(split.dataset, split.training, config.seed)
+    _, steps = config.trainer.lengths
+    if steps or cropped:
+        sampler = StepBatches(sampler, steps or len(sampler), len(subset) if cropped else 0)
     return DataLoader(subset, batch_sampler=sampler, num_workers=config.data.workers)
 
 
 def _plain_loader(dataset: PairDataset, indices: NDArray[np.intp], config: ChangeTraining) -> "DataLoader[Sample]":
     subset: Any = Subset(dataset, indices.tolist())  # type: ignore[arg-type]
-    return DataLoader(subset, batch_size=config.data.batch_size, num_workers=config.data.workers)
+    return DataLoader(subset, batch_size=config.data.validation_batch, num_workers=config.data.workers)
 
 
 def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Progress) -> L.Trainer:
@@ -182,22 +217,24 @@ def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Pr
     bf16 = choose_precision(config.trainer.precision, device) == torch.bfloat16
     # The last epoch has a checkpoint of its own: Lightning's save_last only follows the best one. It is written after
     # the best one, because it holds what a resumed run knows of it.
+    epochs, _ = config.trainer.lengths
+    monitor = CLASS_MONITOR if graded(config) else MONITOR
     always: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
     checkpoints = [ModelCheckpoint(filename="last", **always)]
     if validates:
-        checkpoints.insert(0, ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **always))
+        checkpoints.insert(0, ModelCheckpoint(filename="best", monitor=monitor, mode="max", **always))
     return L.Trainer(
         accelerator=device.type,
         devices=1,
         precision="bf16-mixed" if bf16 else "32-true",
-        max_epochs=config.trainer.epochs,
+        max_epochs=epochs,
         gradient_clip_val=config.optimiser.clip,
         logger=make_loggers(config.trainer.loggers, folder, config.model_dump(mode="json", exclude={"export"})),
         callbacks=[
             EMAWeightAveraging(decay=config.optimiser.ema),
             *checkpoints,
             Report(progress),
-            Stop(config.trainer.stop_after or config.trainer.epochs),
+            Stop(config.trainer.stop_after or epochs),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -209,10 +246,11 @@ def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Pr
 def _finish(
     config: ChangeTraining, folder: Path, task: ChangeTask, split: Split, metrics: dict[str, float]
 ) -> TrainedRun:
-    """Write the outputs of the held-out fold and export the weights."""
+    """Write the outputs of the held-out fold, or of what calibrates of it, and export the weights."""
     outputs = None
     if len(split.held_out):
-        outputs = predict(task, split.dataset, split.held_out, config)
+        chosen = split.held_out if split.calibrating is None else split.calibrating
+        outputs = predict(task, split.dataset, chosen, config)
         outputs.save(folder / "held_out.npz")
     weights = folder / f"{config.name}.safetensors"
     sha256 = zoo.save(task.model, weights)
