@@ -14,30 +14,41 @@ data_app = typer.Typer(help="Training and sample data.", no_args_is_help=True)
 @data_app.command("simulate")
 def data_simulate(
     out: Path,
-    scenes: Annotated[int, typer.Option(help="Number of scenes.")] = 1,
+    scenes: Annotated[
+        int | None, typer.Option(help="Number of scenes, tiles or pairs; 1 if left out, 24 pairs for levir.")
+    ] = None,
     size: Annotated[int, typer.Option(help="Side in pixels.")] = 1024,
     gsd: Annotated[float, typer.Option(help="Pixel size in metres.")] = 0.5,
     seed: int = 0,
     event: Annotated[str | None, typer.Option(help="Event type; all in turn when left out.")] = None,
     layout: Annotated[
-        str, typer.Option(help="catalog (STAC), bright (BRIGHT's flat tree) or dfc25 (contest).")
+        str,
+        typer.Option(
+            help="catalog (STAC), bright (BRIGHT's flat tree), dfc25 (contest) or levir (building change between two "
+            "optical images)."
+        ),
     ] = "catalog",
     samples: Annotated[bool, typer.Option("--samples", help="Write the eight scenes of sample_data/.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
-    """Write simulated disaster scenes with labels and building footprints."""
+    """Write simulated disaster scenes with labels and building footprints, or towns that grow."""
     from mmcd.services.simulate import SimulateRequest, simulate
     from mmcd.services.simulate_bright import simulate_bright
+    from mmcd.services.simulate_levir import PAIRS, simulate_levir
 
+    if scenes is None:
+        scenes = PAIRS if layout == "levir" else 1
+    writers = {"catalog": simulate, "bright": simulate_bright, "dfc25": simulate_bright, "levir": simulate_levir}
     request = SimulateRequest.checked(
         out=out, scenes=scenes, size=size, gsd=gsd, seed=seed, event=event, layout=layout, samples=samples
     )
     with ProgressBar() as progress:
-        result = (simulate if samples or layout == "catalog" else simulate_bright)(request, progress)
+        result = writers[request.layout](request, progress)
     if json_output:
         print_json(result.to_dict())
     else:
-        messages.print(f"{len(result.scenes)} scenes in {escaped(result.catalog)}.")
+        made = "pairs" if layout == "levir" else "scenes"
+        messages.print(f"{len(result.scenes)} {made} in {escaped(result.catalog)}.")
 
 
 @data_app.command("index")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import geopandas as gpd
 from affine import Affine
-from pydantic import Field
+from pydantic import Field, model_validator
 from pyproj import Transformer
 from shapely.geometry import Polygon
 
@@ -113,8 +113,9 @@ class SimulateRequest(Config):
         seed: Seed of the first scene; the next ones count up.
         event: Event type; None lets all types take turns.
         layout: ``catalog`` writes a STAC catalog of COGs and GeoJSON footprints; ``bright`` and ``dfc25`` are for
-            `mmcd.services.simulate_bright`: tiles in BRIGHT's flat layout or in its contest's folders.
-        samples: Write the scenes of ``sample_data/`` and ignore the other choices.
+            `mmcd.services.simulate_bright`: tiles in BRIGHT's flat layout or in its contest's folders; ``levir`` is for
+            `mmcd.services.simulate_levir`: pairs of optical images with building change in LEVIR-CD's folders.
+        samples: Write the scenes of ``sample_data/``, as a catalog; other choices are not looked at.
     """
 
     out: Path
@@ -123,8 +124,14 @@ class SimulateRequest(Config):
     gsd: float = 0.5
     seed: int = Field(default=0, ge=0)
     event: Event | None = None
-    layout: Literal["catalog", "bright", "dfc25"] = "catalog"
+    layout: Literal["catalog", "bright", "dfc25", "levir"] = "catalog"
     samples: bool = False
+
+    @model_validator(mode="after")
+    def _samples_are_a_catalog(self) -> Self:
+        if self.samples and self.layout != "catalog":
+            raise ValueError(f"--samples writes a catalog and cannot be had in --layout {self.layout}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,8 @@ class SimulateResult:
     """What was written.
 
     Attributes:
-        catalog: Path of the ``catalog.json``, or the folder in BRIGHT's layouts.
-        scenes: Ids of its scenes.
+        catalog: Path of the ``catalog.json``, or the folder in the layouts of BRIGHT and LEVIR-CD.
+        scenes: Ids of its scenes, tiles or pairs.
     """
 
     catalog: Path
