@@ -1,6 +1,7 @@
 """What a training on patch pairs leaves for people and for inference: curves, scores, card."""
 
 import csv
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from mmcd.data.patch_index import PatchTable
 from mmcd.evaluation import ScoreCounts, average_precision, metrics_at, roc_auc
 from mmcd.score import encode_score
 from mmcd.training.patch_config import PatchTraining
+
+logger = logging.getLogger(__name__)
 
 CURVES = "training_curves.png"
 HISTORY = "history.csv"
@@ -67,6 +70,7 @@ def draw_curves(history: Sequence[dict[str, float]], folder: Path) -> None:
                 values = [row[f"{side}/{name}"] for row in history]
                 axes.plot(epochs, values, line, marker=".", label=f"{side} {name.replace('_', ' ')}")
         axes.set(title=title, xlabel="Epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     figure.savefig(folder / CURVES)
 
@@ -120,6 +124,8 @@ def write_patch_card(
     if export is None:
         raise ValueError("a card needs the configuration's export")
     decision, reached = fit_patch_decision(scores, damaged_share)
+    if not decision.cosine_weight:
+        logger.warning("The distance tells nothing of damage on the validation patches: train longer, or on more.")
     known = {"export", "pre", "post", "model"}
     training: dict[str, Any] = config.model_dump(mode="json", exclude=known, exclude_none=True)
     start = {"pretrained": config.model.pretrained, "freeze_resnet": config.model.freeze_resnet, "split_by": split_by}

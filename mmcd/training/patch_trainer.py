@@ -74,17 +74,21 @@ def open_patches(config: PatchTraining) -> PatchSplits:
 
 def _drawn(config: PatchTraining, split: str, table: PatchTable) -> PatchTable:
     """Return the patches of a split that are used; both classes are among them."""
-    options = config.data
+    options, classes = config.data, (("damaged", False), ("unchanged", True))
+    for name, positive in classes:
+        if not (table.is_positive == positive).any():
+            raise DataError(
+                f"The {split} split in {options.metadata} holds no {name} patch among its {len(table):,}.",
+                "Make it again with mmcd data index: more tiles, or another --seed or --split-by.",
+            )
     drawn = table.take(
         select_patches(table.is_positive, options.subset_fraction, options.target_neg_ratio, options.subset_seed)
     )
-    for name, lacks in (("damaged", drawn.is_positive.all()), ("unchanged", not drawn.is_positive.any())):
-        if lacks:
+    for name, positive in classes:
+        if not (drawn.is_positive == positive).any():
             raise DataError(
-                f"The {split} split in {options.metadata} holds no {name} patch among the {len(drawn):,} that are used "
-                f"of {len(table):,}.",
-                "Use a larger data.subset_fraction, or make it again with mmcd data index: more tiles, or another "
-                "--seed or --split-by.",
+                f"No {name} patch is among the {len(drawn):,} of {len(table):,} that are drawn from the {split} split.",
+                "Draw more with data.subset_fraction, or with another data.target_neg_ratio.",
             )
     return drawn
 

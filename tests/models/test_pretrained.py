@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torchvision.models import resnet18
 
-from mmcd.errors import ModelError
-from mmcd.models.pretrained import adapt_imagenet, start_from_imagenet
+from mmcd.errors import ConfigError, ModelError
+from mmcd.models.pretrained import adapt_imagenet, fetch_imagenet, start_from_imagenet
 from mmcd.models.siamese import ContextSiamese
 
 
@@ -48,3 +50,18 @@ def test_weights_of_another_trunk_are_told(imagenet):
         start_from_imagenet(ContextSiamese(3, 1, trunk="resnet34"), imagenet)
     with pytest.raises(ModelError, match="do not fit the trunk"):
         start_from_imagenet(ContextSiamese(3, 1, trunk="resnet18"), {})
+
+
+def test_a_file_in_the_cache_is_taken_and_a_damaged_one_is_told(imagenet, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: nothing listens
+    with pytest.raises(ConfigError, match=r"could not be fetched .*--from-scratch") as caught:
+        fetch_imagenet("resnet18")
+    path = Path(next(word.rstrip(",") for word in str(caught.value).split() if word.startswith(str(tmp_path))))
+    torch.save(imagenet, path)
+    found = fetch_imagenet("resnet18")
+    assert found.keys() == imagenet.keys() and torch.equal(found["conv1.weight"], imagenet["conv1.weight"])
+    path.write_bytes(b"<html>")
+    with pytest.raises(ConfigError, match=r"could not be fetched .*--from-scratch") as caught:
+        fetch_imagenet("resnet18")
+    assert "\n" not in str(caught.value)

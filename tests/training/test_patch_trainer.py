@@ -190,7 +190,12 @@ def test_a_class_that_is_absent_is_named(
     with pytest.raises(
         DataError, match=rf"The {split} split in .*metadata holds no {lacking} patch .* mmcd data index"
     ):
-        train(request(tree, **{"data.metadata": str(folder), "data.subset_fraction": 1.0}))
+        train(request(tree, **{"data.metadata": str(folder)}))
+
+
+def test_a_draw_that_leaves_no_patch_of_a_class_is_told(tree: Path, workspace: Path) -> None:
+    with pytest.raises(DataError, match=r"No damaged patch is among the \d+ of \d+ .* train split\. Draw more"):
+        train(request(tree, **{"data.target_neg_ratio": 0.0}))
 
 
 def test_metadata_that_do_not_fit_are_named(tree: Path, workspace: Path, tmp_path: Path) -> None:
