@@ -53,7 +53,8 @@ def _events(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def _rows(title: str, rows: Mapping[str, Mapping[str, Any]], columns: tuple[str, ...] = (), scale: float = 100) -> None:
     """Print one row a name; columns that are not chosen are those of the first row, and shares become percent."""
     columns = columns or tuple(next(iter(rows.values()), {}))
-    table = Table(title=escaped(title), title_justify="left")
+    results.print(f"\n[bold]{escaped(title)}[/bold]", soft_wrap=True)
+    table = Table()
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")

@@ -46,8 +46,8 @@ from mmcd.inference.predictor import Predictor
 from mmcd.progress import Progress
 from mmcd.score import threshold_value
 from mmcd.segmentation_metrics import ConfusionMatrix, change_summary, grade_summary
-from mmcd.services.evaluate_request import ALL_EVENTS, EvaluateRequest, named_result
-from mmcd.services.published_bright import TableKey, published
+from mmcd.services.evaluate_request import EvaluateRequest, named_result
+from mmcd.services.published_bright import published_beside
 
 DESTROYED = len(CLASSES) - 1
 """The only class that is positive in the protocol of unsupervised change detection."""
@@ -122,8 +122,10 @@ def evaluate_bright(request: EvaluateRequest, progress: Progress) -> dict[str, A
     choice = _choose(request)
     predictor = _load(card_path, card, request)
     events: dict[str, Tally] = {}
-    for tile, tally in _tallies(choice, card, predictor, request.scores, progress):
+    sizes: list[float] = []
+    for tile, tally, gsd in _tallies(choice, card, predictor, request.scores, progress):
         events[tile.event] = events.get(tile.event, Tally.none()) + tally
+        sizes += [] if gsd is None else [gsd]
     total = sum(events.values(), Tally.none())
     return {
         **named_result(request, card, total.tiles),
@@ -140,27 +142,10 @@ def evaluate_bright(request: EvaluateRequest, progress: Progress) -> dict[str, A
         "published": published_beside(request, total.grades.total > 0),
         "tiles_scored": [tile.id for tile in choice.tiles],
         "tiles_missing": choice.missing,
-        "warnings": [*choice.warnings, *_warnings(request, card, choice, total)],
+        "warnings": [*choice.warnings, *_warnings(card, choice, total), *_unfit(request, card, sizes)],
         "unit": "all labelled pixels of all tiles pooled; change: damaged or destroyed; binary: destroyed only",
         "arithmetic": vars(predictor.arithmetic),
     }
-
-
-def published_beside(request: EvaluateRequest, graded: bool) -> list[dict[str, Any]]:
-    """Return the published tables that belong to what is measured.
-
-    Args:
-        request: What is measured.
-        graded: The model maps grades; else only the binary protocol applies.
-    """
-    keys: list[TableKey] = []
-    event = None if request.hold_out == ALL_EVENTS else request.hold_out
-    if graded and request.hold_out:
-        keys = ["one_shot" if request.one_shot else "zero_shot"]
-    elif graded and request.split == "test":
-        keys = ["dfc25_test"] if request.protocol == "dfc25" else ["standard_test_shared", "standard_test"]
-    tables = [published(key).to_dict((event,) if event else None) for key in keys]
-    return [*(table for table in tables if table["rows"]), published("unsupervised").to_dict()]
 
 
 def _choose(request: EvaluateRequest) -> TileChoice:
@@ -178,6 +163,10 @@ def _choose(request: EvaluateRequest) -> TileChoice:
 
 
 def _load(card_path: Path, card: Card, request: EvaluateRequest) -> Predictor:
+    if "patch" in (card.pre.scaling, card.post.scaling):
+        raise ModelError(
+            f"{card.name!r} scores patches by their context and maps no pixels.", "Choose a model of the dense form."
+        )
     found = len(card.pre.bands), len(card.post.bands)
     if found != _IMAGES:
         raise ModelError(
@@ -198,7 +187,7 @@ def _load(card_path: Path, card: Card, request: EvaluateRequest) -> Predictor:
 
 def _tallies(
     choice: TileChoice, card: Card, predictor: Predictor, scores: Path | None, progress: Progress
-) -> Iterator[tuple[BrightTile, Tally]]:
+) -> Iterator[tuple[BrightTile, Tally, float | None]]:
     progress("score", 0, len(choice.tiles))
     for number, tile in enumerate(choice.tiles, start=1):
         pixels = read_tile(tile)
@@ -207,7 +196,7 @@ def _tallies(
         found = stored_whole(_pair(pixels, card), predictor)
         if scores is not None:
             _write(scores, tile, pixels, found, card)
-        yield tile, Tally.of(pixels.label, found, card.decision.threshold)
+        yield tile, Tally.of(pixels.label, found, card.decision.threshold), pixels.grid.gsd
         progress("score", number, len(choice.tiles))
 
 
@@ -227,7 +216,8 @@ def _write(folder: Path, tile: BrightTile, pixels: BrightPixels, found: Stored, 
         write_cog(folder / f"{tile.id}{SUFFIXES['label']}", found.classes, pixels.grid, CLASS_BAND, tags)
 
 
-def _warnings(request: EvaluateRequest, card: Card, choice: TileChoice, total: Tally) -> list[str]:
+def _warnings(card: Card, choice: TileChoice, total: Tally) -> list[str]:
+    """Return what the figures do not say."""
     warnings = []
     if not total.grades.total:
         warnings.append(f"{card.name!r} has one output of change and no grades: only the binary protocol applies.")
@@ -242,17 +232,29 @@ def _warnings(request: EvaluateRequest, card: Card, choice: TileChoice, total: T
             f"{len(choice.missing):,} of {len(choice.missing) + len(choice.tiles):,} tiles were not scored, see "
             "tiles_missing: published figures over all of them are of other tiles."
         )
-    return warnings + _trained_otherwise(request, card)
+    return warnings
 
 
-def _trained_otherwise(request: EvaluateRequest, card: Card) -> list[str]:
-    """Return a warning where a card does not say that it was trained without the event that is held out."""
-    if request.hold_out is None:
-        return []
+def _unfit(request: EvaluateRequest, card: Card, sizes: list[float]) -> list[str]:
+    """Return a warning for tiles that the card is not made for, and for one that may have seen the held-out event.
+
+    Args:
+        request: What is measured.
+        card: The model's card.
+        sizes: Metres a pixel of each tile that has a georeference.
+    """
+    warnings = []
+    outside = [gsd for gsd in sizes if not card.gsd.min <= gsd <= card.gsd.max]
+    if outside:
+        warnings.append(
+            f"{len(outside):,} tiles have pixels of {min(outside):.2f} to {max(outside):.2f} m and {card.name!r} is "
+            f"made for {card.gsd.min:g} to {card.gsd.max:g} m: they are scored as they are, without resampling."
+        )
     data = card.training.get("data", {})
-    if data.get("hold_out") == request.hold_out and data.get("one_shot", False) <= request.one_shot:
-        return []
-    return [
-        f"The card of {card.name!r} does not say that it was trained without {request.hold_out}: train one with "
-        f"--set data.hold_out={request.hold_out} before calling this a cross-event figure."
-    ]
+    known = data.get("hold_out") == request.hold_out and data.get("one_shot", False) <= request.one_shot
+    if request.hold_out is not None and not known:
+        warnings.append(
+            f"The card of {card.name!r} does not say that it was trained without {request.hold_out}: train one with "
+            f"--set data.hold_out={request.hold_out} before calling this a cross-event figure."
+        )
+    return warnings

@@ -11,8 +11,9 @@ from mmcd.data.bright_choice import lists_folder
 from mmcd.data.bright_splits import read_split
 from mmcd.errors import ModelError
 from mmcd.progress import Progress
-from mmcd.services.evaluate_bright import evaluate_bright, published_beside
+from mmcd.services.evaluate_bright import evaluate_bright
 from mmcd.services.evaluate_request import EVENT_PLACE, EvaluateRequest
+from mmcd.services.published_bright import published_beside
 
 FIGURES = ("oa", "miou", "miou_absent_zero", "f1_loc", "f1_clf")
 

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from mmcd.services.evaluate_request import ALL_EVENTS, EvaluateRequest
+
 TableKey = Literal["standard_test", "standard_test_shared", "zero_shot", "one_shot", "unsupervised", "dfc25_test"]
 
 _FILE = Path(__file__).with_suffix(".toml")
@@ -44,6 +46,23 @@ class PublishedTable:
 def published(key: TableKey) -> PublishedTable:
     """Return a published table."""
     return _tables()[key]
+
+
+def published_beside(request: EvaluateRequest, graded: bool) -> list[dict[str, Any]]:
+    """Return the published tables that belong to what is measured.
+
+    Args:
+        request: What is measured.
+        graded: The model maps grades; else only the binary protocol applies.
+    """
+    keys: list[TableKey] = []
+    event = None if request.hold_out == ALL_EVENTS else request.hold_out
+    if graded and request.hold_out:
+        keys = ["one_shot" if request.one_shot else "zero_shot"]
+    elif graded and request.split == "test":
+        keys = ["dfc25_test"] if request.protocol == "dfc25" else ["standard_test_shared", "standard_test"]
+    tables = [published(key).to_dict((event,) if event else None) for key in keys]
+    return [*(table for table in tables if table["rows"]), published("unsupervised").to_dict()]
 
 
 @cache

@@ -146,6 +146,7 @@ def test_a_model_of_change_alone_gets_the_binary_protocol(copy: Path, card_path:
     result = evaluate(asked(copy, card_path, split="test", scores=tmp_path / "scores"))
     assert "miou" not in result and result["confusion"] is None
     assert any("only the binary protocol" in line for line in result["warnings"])
+    assert any("3 tiles have pixels of 1.00 to 1.00 m" in line for line in result["warnings"])  # the card says 5 to 30
     assert [table["title"].split()[0] for table in result["published"]] == ["Unsupervised"]
     truth = np.concatenate([values_of(tile_of(copy, i).label).ravel() for i in TEST]) == 3
     scores = np.concatenate([values_of(tmp_path / "scores" / f"{i}.tif").ravel() for i in TEST])
@@ -225,6 +226,7 @@ def test_bad_tiles_and_lists_are_one_clear_line(copy: Path, grader: Path, card_p
 def test_models_of_other_images_or_classes_are_refused(copy: Path, grader: Path, tmp_path: Path) -> None:
     card = read_card(grader)
     others = {
+        "maps no pixels": {"pre": card.pre.model_copy(update={"scaling": "patch"})},
         "takes 2 bands before": {"pre": card.pre.model_copy(update={"bands": ("B8", "B3")})},
         "BRIGHT's classes are background": {"classes": ("none", "minor", "major", "destroyed")},
     }

@@ -4,14 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
+from mmcd.calibration import LogisticCalibration
 from mmcd.data.bright import CLASSES, index_bright
 from mmcd.errors import Cancelled, ConfigError, DataError
 from mmcd.geo.cog import Band, write_cog
 from mmcd.geo.grid import Grid
 from mmcd.models import zoo
 from mmcd.samplers import GroupBatchSampler
+from mmcd.score import encode_score
 from mmcd.services.evaluate import EvaluateRequest, evaluate
 from mmcd.services.simulate import SimulateRequest
 from mmcd.services.simulate_bright import simulate_bright
@@ -72,7 +75,15 @@ def test_one_command_trains_and_another_measures(tree: Path, workspace: Path) ->
     assert card.training["trainer"]["steps"] == 2 and card.training["loss"]["lovasz"] == 0.75
     outputs = Outputs.load(result.folder / "held_out.npz")
     assert len(outputs.ids) == 2 and outputs.logit.shape == (2, 128, 128)
-    measured = measure(tree, result, split="val")
+    measured = measure(tree, result, split="val", scores=result.folder / "maps")
+    for number, image_id in enumerate(outputs.ids):  # what the card was calibrated on is what inference says
+        calibrated = LogisticCalibration(card.decision.head_weight, 0.0, card.decision.intercept)
+        expected = encode_score(
+            calibrated(outputs.logit[number].astype(np.float32), outputs.distance[number].astype(np.float32)),
+            np.ones((128, 128), bool),
+        )
+        with rasterio.open(result.folder / "maps" / f"{image_id}.tif") as file:
+            assert np.abs(file.read(1).astype(int) - expected).max() <= 2
     assert measured["tiles"] == 3 and set(measured["iou"]) == set(CLASSES)
     best = torch.load(result.folder / "best.ckpt", weights_only=False)
     kept = best["callbacks"][next(key for key in best["callbacks"] if "val/miou" in key)]
