@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from mmcd.commands.terminal import JsonFlag, ProgressBar, escaped, messages, print_json, report, results, warn
+from mmcd.errors import UsageError
 
 data_app = typer.Typer(help="Training and sample data.", no_args_is_help=True)
 
@@ -138,7 +139,7 @@ def data_tiles(
 
 @data_app.command("download")
 def data_download(
-    name: Annotated[str, typer.Argument(help="bright (flat, whole) or dfc25 (the contest's folders).")],
+    name: Annotated[str, typer.Argument(help="bright (flat, whole), dfc25 (the contest's folders) or levir-cd.")],
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],
     event: Annotated[
         list[str] | None, typer.Option(help="Only this event, as in the ids; may be repeated. All if left out.")
@@ -146,13 +147,22 @@ def data_download(
     address: Annotated[str | None, typer.Option(help="Where the archives lie, for a mirror.")] = None,
     json_output: JsonFlag = False,
 ) -> None:
-    """Fetch a data set, or single events of it, file by file out of its published archives."""
+    """Fetch a data set out of its published archives; BRIGHT file by file, or single events of it."""
+    from mmcd.services import download_levir as levir
     from mmcd.services.download import LICENCE, DownloadRequest, download
 
-    request = DownloadRequest.checked(name=name, root=root, events=tuple(event or ()), address=address)
-    messages.print(LICENCE, soft_wrap=True, highlight=False)
-    with ProgressBar() as progress:
-        result = download(request, progress)
+    if name == levir.NAME:
+        if event:
+            raise UsageError("LEVIR-CD has no events.", "Leave --event out.")
+        wanted = levir.LevirDownloadRequest.checked(root=root, address=address)
+        messages.print(levir.LICENCE, soft_wrap=True, highlight=False)
+        with ProgressBar() as progress:
+            result = levir.download_levir(wanted, progress)
+    else:
+        request = DownloadRequest.checked(name=name, root=root, events=tuple(event or ()), address=address)
+        messages.print(LICENCE, soft_wrap=True, highlight=False)
+        with ProgressBar() as progress:
+            result = download(request, progress)
     warn(result.warnings)
     if json_output:
         print_json(result.to_dict())
