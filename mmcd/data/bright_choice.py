@@ -109,7 +109,7 @@ def _labelled(
     if not labelled:
         raise DataError(
             f"None of the {len(bare):,} tiles of {name} in {index.root} has a label.",
-            "Download the target folder; the contest's zip holds no labels of val and test, the flat one does.",
+            "Download the target folder; the contest's zip has labels of train and holdout alone.",
         )
     if bare:
         warnings += (f"{len(bare):,} of {len(ids):,} tiles of {name} have no label and are left out: {_events(bare)}.",)

@@ -7,11 +7,11 @@ Source: Chen et al. 2025, ESSD 17, 6217-6253, and its official baseline protocol
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.utils.data import Dataset
 
 from mmcd.config import Config
@@ -37,6 +37,7 @@ class BrightConfig(Config):
         hold_out: Event that is not learned from: the other events' train and test tiles train, their val tiles
             validate.
         one_shot: One train and one val tile of that event are shown all the same.
+        validate_on: List that validates: the contest's zip has labels of ``holdout`` and none of ``val``.
         crop: Side of a training crop in pixels.
         tries: Crops that are drawn until one is not mostly of one class; the last one is taken as it is.
         majority: Share of the labelled pixels from which one class is most of a crop.
@@ -47,9 +48,18 @@ class BrightConfig(Config):
     protocol: Protocol = "standard_ML"
     hold_out: str | None = None
     one_shot: bool = False
+    validate_on: Literal["val", "holdout"] = "val"
     crop: int = Field(default=640, ge=32, multiple_of=_LATTICE)
     tries: int = Field(default=10, ge=1)
     majority: float = Field(default=0.75, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _lists_that_go_together(self) -> Self:
+        if self.one_shot and self.hold_out is None:
+            raise ValueError("one_shot needs the event that is hardly seen: give hold_out")
+        if self.hold_out is not None and (self.protocol, self.validate_on) != ("standard_ML", "val"):
+            raise ValueError("hold_out is of the protocol standard_ML and validates on its val list")
+        return self
 
 
 class BrightPairs:
@@ -64,7 +74,7 @@ class BrightPairs:
         ids: Id of each tile.
         groups: Event of each tile.
         training: Indices of the train tiles.
-        validation: Indices of the val tiles.
+        validation: Indices of the val or holdout tiles.
         warnings: What was left out and why, one sentence each.
 
     Raises:
@@ -174,7 +184,7 @@ def _chosen(config: BrightConfig) -> tuple[TileChoice, TileChoice]:
     else:
         split = held_out_split(lists, config.hold_out, config.one_shot)
     index = index_bright(config.root)
-    return choose_of_split(index, split, "train"), choose_of_split(index, split, "val")
+    return choose_of_split(index, split, "train"), choose_of_split(index, split, config.validate_on)
 
 
 def _check_sizes(tiles: Sequence[BrightTile], progress: Progress) -> None:

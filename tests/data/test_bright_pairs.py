@@ -66,6 +66,16 @@ def test_lists_decide_what_trains_and_what_validates(tree: Path, pairs: BrightPa
     assert [i for i in one.ids if i.startswith(event)] == [f"{event}_00000000", f"{event}_00000001"]
 
 
+def test_the_contest_validates_on_the_tiles_that_have_labels(copy: Path) -> None:
+    for tile in index_bright(copy).tiles:
+        if tile.id.endswith("1") and tile.label is not None:  # as in the contest's zip
+            tile.label.unlink()
+    with pytest.raises(DataError, match=r"None of the 6 tiles of dfc25 val .* has a label"):
+        BrightPairs(BrightConfig(root=copy, protocol="dfc25"))
+    pairs = BrightPairs(BrightConfig(root=copy, protocol="dfc25", validate_on="holdout"))
+    assert [pairs.ids[i][-1] for i in pairs.validation] == ["2"] * 6
+
+
 def test_crops_are_pieces_of_their_tile_and_differ_from_draw_to_draw(pairs: BrightPairs) -> None:
     crops = BrightCrops(pairs, pairs.training, seed=3)
     first, second = crops[2], crops[2 + len(crops)]

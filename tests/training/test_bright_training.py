@@ -152,6 +152,8 @@ def test_the_shipped_configuration_is_the_official_recipe() -> None:
         ({"trainer.validate_every": 7}, "50000, which is no multiple of validate_every, 7"),
         ({"trainer.steps": None}, "steps and validate_every go together"),
         ({"data.crop": 100}, "data.bright.crop"),
+        ({"data.one_shot": True}, "give hold_out"),
+        ({"data.hold_out": EVENT, "data.protocol": "dfc25"}, "validates on its val list"),
     ],
 )
 def test_what_does_not_fit_bright_is_said(overrides: dict[str, object], words: str) -> None:
