@@ -1,0 +1,102 @@
+"""Threshold curves against scikit-learn, closed forms and resampling by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from mmcd.errors import DataError
+from mmcd.thresholds import GRID, METRICS, PairedWins, ThresholdCurve
+
+
+def samples(seed: int, count: int = 200, ties: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores with ties, the higher ones likelier positive."""
+    random = np.random.default_rng(seed)
+    score = random.integers(0, ties, count) / ties * 2
+    positive = random.random(count) < 0.2 + 0.3 * score
+    positive[:2] = (True, False)
+    return score.astype(np.float32), positive
+
+
+@given(seed=st.integers(0, 1000), ties=st.integers(1, 300))
+@settings(max_examples=30, deadline=None)
+def test_curves_and_areas_are_scikit_learns(seed: int, ties: int) -> None:
+    score, positive = samples(seed, ties=ties)
+    curve = ThresholdCurve.of(score, positive)
+    fpr, tpr, cuts = metrics.roc_curve(positive, score, drop_intermediate=False)
+    np.testing.assert_allclose(curve.threshold, cuts[1:])
+    np.testing.assert_allclose(curve.metric("fpr"), fpr[1:])
+    np.testing.assert_allclose(curve.metric("tpr"), tpr[1:])
+    precision, recall, _ = metrics.precision_recall_curve(positive, score)
+    np.testing.assert_allclose(curve.metric("precision")[::-1], precision[:-1])
+    np.testing.assert_allclose(curve.metric("recall")[::-1], recall[:-1])
+    assert curve.roc_auc() == pytest.approx(metrics.roc_auc_score(positive, score))
+    assert curve.average_precision() == pytest.approx(metrics.average_precision_score(positive, score))
+
+
+def test_metrics_and_the_best_of_them_are_those_of_the_cut_labels() -> None:
+    score, positive = samples(3)
+    curve = ThresholdCurve.of(score, positive)
+    by_hand = {"accuracy": [], "balanced_accuracy": [], "precision": [], "recall": [], "f1": [], "specificity": []}
+    for cut in curve.threshold:
+        found = score >= cut
+        by_hand["accuracy"].append(metrics.accuracy_score(positive, found))
+        by_hand["balanced_accuracy"].append(metrics.balanced_accuracy_score(positive, found))
+        by_hand["precision"].append(metrics.precision_score(positive, found))
+        by_hand["recall"].append(metrics.recall_score(positive, found))
+        by_hand["f1"].append(metrics.f1_score(positive, found))
+        by_hand["specificity"].append(metrics.recall_score(~positive, ~found))
+    for name, values in by_hand.items():
+        np.testing.assert_allclose(curve.metric(name), values, err_msg=name)
+        cut, value = curve.best(name)
+        assert value == pytest.approx(max(values))
+        assert cut == curve.threshold[int(np.argmax(values))]
+
+
+def test_the_grid_is_the_references_and_its_area_is_coarser() -> None:
+    assert GRID.tolist() == pytest.approx([n / 10 for n in range(21)])
+    score, positive = samples(5, count=2000, ties=1999)
+    grid = ThresholdCurve.of(score, positive, GRID)
+    rows = grid.rows()
+    assert [row["threshold"] for row in rows] == GRID.tolist() and set(rows[0]) == {"threshold", *METRICS}
+    assert rows[0]["tpr"] == rows[0]["fpr"] == 1
+    points = sorted((row["fpr"], row["tpr"]) for row in rows)
+    by_hand = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip([(0, 0), *points], points, strict=False))
+    assert grid.roc_auc() == pytest.approx(by_hand)
+    assert grid.roc_auc() != pytest.approx(ThresholdCurve.of(score, positive).roc_auc(), abs=1e-6)
+
+
+def test_an_auc_of_weighted_groups_is_that_of_repeated_samples() -> None:
+    score, positive = samples(7)
+    group = np.random.default_rng(7).integers(0, 4, len(score))
+    pairs = PairedWins.of(score, positive, group)
+    for weight in ([1, 1, 1, 1], [3, 0, 1, 0], [0, 2, 0, 2]):
+        drawn = np.concatenate([np.tile(np.flatnonzero(group == g), n) for g, n in enumerate(weight)]).astype(int)
+        expected = metrics.roc_auc_score(positive[drawn], score[drawn])
+        assert pairs.auc(np.array(weight, float)) == pytest.approx(expected)
+
+
+def test_the_interval_holds_the_area_and_widens_with_the_difference_of_groups() -> None:
+    score, positive = samples(9, count=1000)
+    group = np.arange(len(score)) % 5
+    whole = ThresholdCurve.of(score, positive).roc_auc()
+    alike = PairedWins.of(score, positive, group).interval()
+    assert alike is not None and alike["low"] < whole < alike["high"] and alike["resamples"] == 1000
+    apart = np.where(group == 0, 2 - score, score)  # one event in which the model is wrong
+    found = PairedWins.of(apart, positive, group).interval()
+    assert found is not None and found["high"] - found["low"] > 2 * (alike["high"] - alike["low"])
+    assert found == PairedWins.of(apart, positive, group).interval()
+
+
+def test_without_groups_or_classes_there_is_no_interval() -> None:
+    score, positive = samples(11)
+    assert PairedWins.of(score, positive, np.zeros(len(score), int)).interval() is None
+    lonely = PairedWins.of(np.array([0.1, 0.9]), np.array([False, True]), np.array([0, 1])).interval(200)
+    assert lonely is not None and lonely["resamples"] < 200  # draws of one group alone hold one class
+
+
+@pytest.mark.parametrize(("value", "word"), [(True, "damaged"), (False, "unchanged")])
+def test_one_class_is_refused(value: bool, word: str) -> None:
+    with pytest.raises(DataError, match=f"All 3 patches are {word}: no threshold can be searched"):
+        ThresholdCurve.of(np.zeros(3), np.full(3, value))
