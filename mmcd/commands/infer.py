@@ -1,7 +1,7 @@
 """`mmcd infer`: scores image pairs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,16 @@ from mmcd.commands.terminal import (
     print_json,
     report,
 )
+from mmcd.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmcd.progress import Progress
+    from mmcd.services.inference import RunResult
+
+Options = dict[str, Any]
+WindowOption = Annotated[
+    str | None, typer.Option(help="Patch method: weight of a score in its ROI, classic (all alike) or dome.")
+]
 
 infer_app = typer.Typer(help="Score image pairs.", no_args_is_help=True)
 
@@ -27,15 +37,33 @@ def infer_predict(
     *,
     out: Annotated[
         Path,
-        typer.Option(help="Folder for score.tif, mask.tif, item.json, manifest.json (and building_probability.tif)."),
+        typer.Option(
+            help="Folder for score.tif, mask.tif, item.json, manifest.json (and building_probability.tif, or "
+            "distance.tif and change_prediction.png)."
+        ),
     ],
     scene: Annotated[str | None, typer.Option(help="Id of a scene, instead of two files.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of a BRIGHT data set, for --image-id.")] = None,
+    image_id: Annotated[str | None, typer.Option(help="Id of a tile in --root, instead of two files.")] = None,
+    split: Annotated[str | None, typer.Option(help="Folder of the tile in the contest's layout.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Name or card; chosen by bands, GSD and sensor if left out.")
+        str | None,
+        typer.Option(
+            help="Name or card; chosen by bands, GSD and sensor if left out. For --method patch also a checkpoint of "
+            "the reference, such as best_model.pth."
+        ),
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="dense (one pass) or patch (the reference's sliding window, slow).")
+    ] = "dense",
     region: Annotated[str | None, typer.Option(help="W,S,E,N in degrees, or a GeoJSON or GeoPackage.")] = None,
-    tile: Annotated[int, typer.Option(help="Pixels worked on between two saves; never changes the result.")] = 2048,
-    threshold: Annotated[float | None, typer.Option(help="Probability from which change is reported.")] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Pixels worked on between two saves, 2048; never changes the result.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Probability from which change is reported; with --method patch a distance, 0 to 2."),
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     backend: BackendOption = "auto",
@@ -48,32 +76,82 @@ def infer_predict(
     adapt_weight: Annotated[
         float | None, typer.Option(help="Weight of the scene in --adapt, 0 (none) to 1; a small one if left out.")
     ] = None,
+    window: WindowOption = None,
+    power: Annotated[float | None, typer.Option(help="Patch method: power of the dome, 2.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Patch method: pixels from one ROI to the next, 8.")] = None,
+    roi_size: Annotated[int | None, typer.Option(help="Patch method: side of the ROI in pixels, 16.")] = None,
+    context_size: Annotated[int | None, typer.Option(help="Patch method: side of the context in pixels, 256.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patch method: contexts at once, 64.")] = None,
+    label: Annotated[
+        Path | None, typer.Option(help="Patch method: damage classes to measure against, if not the tile's own.")
+    ] = None,
     json_output: JsonFlag = False,
 ) -> None:
     """Score a pair of images: probability of change and change mask as Cloud Optimized GeoTIFFs."""
-    from mmcd.services.inference import PredictRequest, predict
-
-    request = PredictRequest.checked(
-        pre=pre,
-        post=post,
-        scene=scene,
-        out=out,
-        model=model,
-        region=region,
-        tile=tile,
-        threshold=threshold,
-        device=device,
-        precision=precision,
-        backend=backend,
-        align=align,
-        adapt=adapt,
-        **({} if adapt_weight is None else {"adapt_weight": adapt_weight}),
-    )
+    shared = {
+        "pre": pre,
+        "post": post,
+        "scene": scene,
+        "out": out,
+        "model": model,
+        "region": region,
+        "threshold": threshold,
+        "device": device,
+        "precision": precision,
+    }
+    dense = {
+        "tile": tile,
+        "backend": None if backend == "auto" else backend,
+        "align": align or None,
+        "adapt": adapt or None,
+        "adapt_weight": adapt_weight,
+    }
+    tile_of = {"root": root, "image_id": image_id, "split": split}
+    patch = {
+        "window": window,
+        "power": power,
+        "stride": stride,
+        "roi_size": roi_size,
+        "context_size": context_size,
+        "batch_size": batch_size,
+        "label": label,
+    }
     with ProgressBar() as progress:
-        result = predict(request, progress)
+        result = _predicted(method, shared, tile_of, dense, patch, progress)
     for warning in result.warnings:
         messages.print(f"[yellow]warning:[/yellow] {escaped(warning)}", soft_wrap=True)
     if json_output:
         print_json(result.to_dict())
     else:
         report("Change found", result.summary())
+
+
+def _predicted(
+    method: str, shared: Options, tile_of: Options, dense: Options, patch: Options, progress: "Progress"
+) -> "RunResult":
+    """Run one of the two methods; an option of the other one is a mistake, not to be passed over."""
+    from mmcd.inference.patch_model import is_checkpoint
+    from mmcd.services.inference import PredictRequest, predict
+    from mmcd.services.patch_map import PatchMapRequest, predict_patches
+
+    if method not in ("dense", "patch"):
+        raise UsageError(f"--method {method!r} is not one of dense and patch.", "See --help.")
+    other = patch | tile_of if method == "dense" else dense
+    astray = [f"--{name.replace('_', '-')}" for name, value in other.items() if value is not None]
+    if astray:
+        wanted = "patch" if method == "dense" else "dense"
+        raise UsageError(
+            f"{', '.join(astray)} goes with --method {wanted}.", f"Add --method {wanted}, or leave it out."
+        )
+    if method == "dense":
+        if shared["model"] and is_checkpoint(shared["model"]):
+            raise UsageError(f"{shared['model']} is a checkpoint of a patch network.", "Add --method patch.")
+        return predict(PredictRequest.checked(**shared, **_given(dense)), progress)
+    if shared["model"] is None:
+        raise UsageError("--method patch needs --model.", "Give a checkpoint such as best_model.pth, or a card.")
+    return predict_patches(PatchMapRequest.checked(**shared, **tile_of, **_given(patch)), progress)
+
+
+def _given(options: Options) -> Options:
+    """Return the options that were given, so that the others keep the defaults of the request."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -22,9 +22,6 @@ from mmcd.models import plain_checkpoint
 from mmcd.models.encoders import TrunkName
 from mmcd.models.siamese import ContextSiamese
 
-SUFFIXES = (".pth", ".pt", ".ckpt")
-"""How names of files that torch wrote end."""
-
 _WEIGHTS = "model_state_dict"
 _FIGURES = ("epoch", "val_loss", "val_acc")
 _SHOWN = 3

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mmcd.cards import file_sha256
 from mmcd.export import area_summary, write_item, write_mask
@@ -14,10 +15,13 @@ from mmcd.geo.cog import write_cog
 from mmcd.geo.grid import Grid
 from mmcd.geo.outlines import EVIDENCE_BAND
 from mmcd.geo.raster import RasterSource
+from mmcd.models.siamese import ContextSiamese
 from mmcd.paths import sample_data_dir
 from mmcd.score import encode_score, score_counts
 from mmcd.services.runs import Run, load_run, run_folder, run_id_of
 from mmcd.services.scenes import get_scene
+from mmcd.services.simulate import SimulateRequest
+from mmcd.services.simulate_bright import simulate_bright
 
 SCENE = "simulated-explosion-industrial-03"
 
@@ -110,3 +114,22 @@ def model_run(bare_run: SampleRun) -> SampleRun:
 def pixel_run(workspace: Path) -> SampleRun:
     """A run without a georeference whose images are gone."""
     return write_run("pixels", None, {}, georeferenced=False)
+
+
+@pytest.fixture(scope="session")
+def patch_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six simulated tiles of 128 px of six events in BRIGHT's layout."""
+    root = tmp_path_factory.mktemp("patches") / "tree"
+    simulate_bright(SimulateRequest(out=root, scenes=6, size=128, gsd=1.0, layout="bright"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def patch_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network as reference system 0 saves its own; on `patch_tree` its distances lie around 1."""
+    torch.manual_seed(5)
+    network = ContextSiamese(3, 1, "resnet18", embedding_dim=16)
+    path = tmp_path_factory.mktemp("checkpoint") / "best_model.pth"
+    values = {"epoch": 8, "model_state_dict": network.state_dict(), "optimizer_state_dict": {}, "val_loss": 1.5}
+    torch.save(values, path)
+    return path
