@@ -1,5 +1,6 @@
 """LEVIR-CD through torchgeo, from archives on a real server on this machine."""
 
+import errno
 import hashlib
 import sys
 import threading
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from mmcd.cli import app
 from mmcd.data.levir import LevirPairs
-from mmcd.errors import ConfigError, DataError, NetworkError, UsageError
+from mmcd.errors import ConfigError, DataError, NetworkError, StorageError, UsageError
 from mmcd.services import download_levir as module
 from mmcd.services.download_levir import LevirDownloadRequest, download_levir
 
@@ -99,6 +100,15 @@ def test_archive_with_other_pairs_is_named(served: tuple[Path, str], tmp_path: P
     monkeypatch.setattr(module, "PUBLISHED_PAIRS", {**PAIRS, "train": 5})
     with pytest.raises(DataError, match="gives 3 train pairs, 5 were published"):
         download_levir(LevirDownloadRequest(root=tmp_path / "levir", address=served[1]))
+
+
+def test_full_disk_is_no_fault_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torchgeo.datasets.utils.download_and_extract_archive", full)
+    with pytest.raises(StorageError, match="No space left"):
+        download_levir(LevirDownloadRequest(root=tmp_path / "levir"))
 
 
 def test_without_torchgeo_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
