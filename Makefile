@@ -12,6 +12,8 @@ VENV := .venv
 # Always `python -m`: scripts in .venv/bin name the folder they were installed in and break when it moves.
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check $(if $(LOCKED),--constraint requirements.lock)
+# Two processes of one thread each: most tests keep one core busy.
+PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup
 INPUTS := requirements.txt pyproject.toml hatch_build.py Makefile
 
 help: ## list what can be made
@@ -22,10 +24,10 @@ app: install-app ## install what is missing and serve the app on a free port
 	@$(PY) -m streamlit run app.py --server.headless true $(if $(PORT),--server.port $(PORT))
 
 test: install-test ## run the quick tests
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: install-test ## run every test, minutes more
-	$(PY) -m pytest $(ARGS)
+	$(PARALLEL) $(ARGS)
 
 lint: install-test ## check style, types and the direction of imports
 	$(PY) -m ruff check .

@@ -38,6 +38,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.get_terminal_writer().line(f"{reason}: {len(affected)} tests marked {marker!r} are deselected")
         config.hook.pytest_deselected(items=affected)
         items[:] = [item for item in items if item not in affected]
+    for item in items:
+        # In parallel, what a module prepares is prepared once, and one browser at a time is measured and looked at.
+        group = "browser" if item.get_closest_marker("browser") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -134,6 +138,52 @@ def building_card_path(card_path: Path, tmp_path_factory: pytest.TempPathFactory
     }
     write_card(read_card(card_path).model_copy(update=changes), folder / "tiny.toml")
     return folder / "tiny.toml"
+
+
+@pytest.fixture(scope="session")
+def optical_card_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The card of a small untrained fusion UNet of two optical images."""
+    folder = tmp_path_factory.mktemp("optical-weights")
+    settings = {"trunk": "resnet18", "levels": 3, "width": 0.25, "embed_dim": 64}
+    torch.manual_seed(0)
+    sha256 = zoo.save(zoo.build("fusion_unet", 3, 3, settings), folder / "tiny-optical.safetensors")
+    values = {"unit": "uint8", "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    branch = Branch(modality="optical", sensor="aerial photograph", bands=("B4", "B3", "B2"), **values)
+    card = Card(
+        name="tiny-optical",
+        version="0",
+        title="Untrained",
+        description="For tests.",
+        architecture="fusion_unet",
+        settings=settings,
+        weights="tiny-optical.safetensors",
+        sha256=sha256,
+        pre=branch,
+        post=branch,
+        gsd=Gsd(nominal=0.5, min=0.3, max=1),
+        classes=("unchanged", "changed"),
+        decision=Decision(head_weight=4.0, cosine_weight=0.0, threshold=0.5),
+        training={},
+        licence={"weights": "Apache-2.0"},
+    )
+    write_card(card, folder / "tiny-optical.toml")
+    return folder / "tiny-optical.toml"
+
+
+@pytest.fixture(scope="session")
+def optical_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two optical COGs (red, green, blue) of 150 × 200 px at 0.5 m; the second one has a hole and new squares."""
+    folder = tmp_path_factory.mktemp("optical-pair")
+    random = np.random.default_rng(2)
+    ground = 120 + 300 * gaussian_filter(random.normal(size=(3, 150, 200)), (0, 2, 2))
+    after = ground + random.normal(0, 4, ground.shape)
+    after[:, 30:60, 20:70], after[:, 100:140, 150:190] = 220, 40
+    grid = Grid("EPSG:32634", Affine(0.5, 0, 400_000, 0, -0.5, 4_600_000), 150, 200)
+    images = [np.clip(image, 1, 255).astype(np.uint8) for image in (ground, after)]
+    images[1][:, 70:90, 100:130] = 0
+    bands = ("red", "green", "blue")
+    pre = write_cog(folder / "pre.tif", images[0], grid, Band(names=bands))
+    return pre, write_cog(folder / "post.tif", images[1], grid, Band(names=bands, nodata=0))
 
 
 @pytest.fixture(scope="session")
