@@ -15,6 +15,7 @@ from mmcd.commands.terminal import (
     messages,
     print_json,
     report,
+    warn,
 )
 from mmcd.errors import UsageError
 
@@ -124,6 +125,48 @@ def infer_predict(
         print_json(result.to_dict())
     else:
         report("Change found", result.summary())
+
+
+@infer_app.command("threshold")
+def infer_threshold(
+    model: Annotated[str, typer.Option(help="Checkpoint of the reference, or name or card of a patch model.")],
+    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
+    metadata: Annotated[Path, typer.Option(help="Its patch metadata, made by mmcd data index.")],
+    dataset: Annotated[str, typer.Option(help="bright.")] = "bright",
+    split: Annotated[str, typer.Option(help="train or val of the metadata.")] = "val",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for summary.json, threshold_metrics.json, scores, features and plots.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Patches at most, drawn at random; all if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of that draw and of the interval.")] = 42,
+    batch_size: Annotated[int, typer.Option(help="Patches at once.")] = 64,
+    device: DeviceOption = "auto",
+    precision: Annotated[str, typer.Option(help="auto (fp32, as the reference), bf16 or fp32.")] = "auto",
+    json_output: JsonFlag = False,
+) -> None:
+    """Search the distance from which a patch counts as damaged: exact ROC and precision-recall curves, best cuts."""
+    from mmcd.services.threshold import ThresholdRequest, search_threshold
+
+    request = ThresholdRequest.checked(
+        model=model,
+        root=root,
+        metadata=metadata,
+        dataset=dataset,
+        split=split,
+        out=out,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+    )
+    with ProgressBar() as progress:
+        result = search_threshold(request, progress)
+    warn(result.warnings)
+    if json_output:
+        print_json(result.to_dict())
+    else:
+        report("Thresholds", result.summary())
 
 
 def _predicted(

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,14 @@ from mmcd.data.patch_index import PatchRules
 from mmcd.errors import InputError, ModelError
 from mmcd.geo.grid import Grid, Window, blocks
 from mmcd.geo.raster import Raster, RasterSource
+from mmcd.inference.backends import Arithmetic
 from mmcd.inference.engine import Journal
 from mmcd.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
 
+    from mmcd.models.devices import Device, Precision
     from mmcd.models.siamese import ContextSiamese
 
 Weighting = Literal["classic", "dome"]
@@ -191,21 +193,48 @@ class PairImages:
         return pre.valid & post.valid
 
 
+class Compared(NamedTuple):
+    """What the network says of a batch of patch pairs.
+
+    Attributes:
+        distance: ``1 - cosine`` of each, shape (N,), in [0, 2].
+        pre: Unit vectors of the contexts before, shape (N, D).
+        post: The same of the contexts after.
+    """
+
+    distance: NDArray[np.float32]
+    pre: NDArray[np.float32]
+    post: NDArray[np.float32]
+
+
 class PatchScorer:
     """The network of reference system 0 on a device: contexts in, distances out.
 
     Args:
         network: The network in its patch form.
         device: Device to run on.
-        dtype: Arithmetic to run in.
+        precision: Arithmetic to run in; ``auto`` is fp32, the reference's.
+
+    Raises:
+        ConfigError: The device is not there.
     """
 
-    def __init__(self, network: "ContextSiamese", device: "torch.device", dtype: "torch.dtype") -> None:
+    def __init__(self, network: "ContextSiamese", device: "Device" = "auto", precision: "Precision" = "auto") -> None:
         import torch
 
-        self._network = network.eval().to(device).to(memory_format=torch.channels_last)
-        self._device = device
-        self._dtype = dtype
+        from mmcd.models.devices import choose_device, choose_precision
+
+        self._device = choose_device(device)
+        self._dtype = choose_precision("fp32" if precision == "auto" else precision, self._device)
+        self._network = network.eval().to(self._device).to(memory_format=torch.channels_last)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Device, dtype and thread count of torch now."""
+        import torch
+
+        dtype = str(self._dtype).removeprefix("torch.")
+        return Arithmetic(str(self._device), dtype, torch.get_num_threads(), f"torch {torch.__version__}")
 
     def distances(self, pre: "torch.Tensor", post: "torch.Tensor") -> NDArray[np.float32]:
         """Return ``1 - cosine`` of a batch of contexts, each standardised by itself, shape (N,), in [0, 2].
@@ -217,17 +246,28 @@ class PatchScorer:
         Raises:
             ModelError: The network answers with values that are no numbers.
         """
-        import torch
-
         from mmcd.data.patches import standardise_optical, standardise_sar
 
+        return self.compare(standardise_optical(pre.to(self._device)), standardise_sar(post.to(self._device))).distance
+
+    def compare(self, pre: "torch.Tensor", post: "torch.Tensor") -> Compared:
+        """Return distances and embeddings of a batch of standardised contexts.
+
+        Args:
+            pre: Standardised contexts before, shape (N, C1, 256, 256).
+            post: Standardised contexts after, shape (N, C2, 256, 256).
+
+        Raises:
+            ModelError: The network answers with values that are no numbers.
+        """
+        import torch
+
         with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, self._dtype != torch.float32):
-            before = standardise_optical(pre.to(self._device))
-            after = standardise_sar(post.to(self._device))
-            found: NDArray[np.float32] = self._network(before, after).distance[:, 0].float().cpu().numpy()
-        if not np.isfinite(found).all():
+            output = self._network(pre.to(self._device), post.to(self._device))
+        distance, before, after = (part.float().cpu().numpy() for part in output)
+        if not np.isfinite(distance).all():
             raise ModelError("The network answers with values that are no numbers.", "Its training diverged.")
-        return found
+        return Compared(distance[:, 0], before, after)
 
 
 def score_places(

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmcd.data.bright import CLASSES, PALETTE, colour_label
 from mmcd.geo.cog import atomic_path
 from mmcd.services.patch_evaluation import THRESHOLDS, Evaluation
+from mmcd.thresholds import OPTIMISED, ThresholdCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +58,7 @@ def write_figure(path: Path, inches: tuple[float, float], draw: "Callable[[Figur
     figure = Figure(figsize=inches, dpi=_DPI)
     FigureCanvasAgg(figure)
     draw(figure)
-    figure.subplots_adjust(left=0.04, right=0.98, bottom=0.05, top=0.92, wspace=0.15, hspace=0.2)
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.07, top=0.92, wspace=0.15, hspace=0.2)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -119,3 +121,71 @@ def _titled(axis: Any, title: str) -> None:
     axis.set_title(title)
     axis.set_xticks([])
     axis.set_yticks([])
+
+
+def draw_thresholds(
+    path: Path, curve: ThresholdCurve, score: NDArray[np.floating], positive: NDArray[np.bool_]
+) -> None:
+    """Draw what every threshold gives: accuracies, precision and recall, ROC curve, and the scores of both classes.
+
+    Args:
+        path: PNG to write.
+        curve: The curve over all distinct scores.
+        score: Scores, shape (N,), in [0, 2].
+        positive: True for damage, shape (N,).
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots(2, 2)
+        _draw_metrics(axes[0, 0], curve, ("accuracy", "balanced_accuracy"))
+        _draw_metrics(axes[0, 1], curve, ("precision", "recall", "f1"))
+        axes[1, 0].plot(*_from_origin(curve), label=f"AUC {curve.roc_auc():.4f}")
+        axes[1, 0].plot([0, 1], [0, 1], linestyle=":", color="grey")
+        _labelled(axes[1, 0], "false positive rate", "true positive rate")
+        for name, part in (("unchanged", score[~positive]), ("damaged", score[positive])):
+            axes[1, 1].hist(part, bins=np.linspace(0, 2, 81), density=True, alpha=0.6, label=name)
+        _labelled(axes[1, 1], "distance", "density")
+
+    write_figure(path, (12, 9), draw)
+
+
+def draw_precision_recall(path: Path, curve: ThresholdCurve) -> None:
+    """Draw precision over recall at every distinct score.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+
+    def draw(figure: "Figure") -> None:
+        axis = figure.subplots()
+        name = f"average precision {curve.average_precision():.4f}"
+        axis.step(curve.metric("recall"), curve.metric("precision"), where="post", label=name)
+        share = curve.positives / (curve.positives + curve.negatives)
+        axis.axhline(share, linestyle=":", color="grey", label=f"share of damage {share:.4f}")
+        axis.set_ylim(0, 1.02)
+        _labelled(axis, "recall", "precision")
+
+    write_figure(path, (8, 6), draw)
+
+
+def _draw_metrics(axis: "Axes", curve: ThresholdCurve, names: tuple[str, ...]) -> None:
+    for name in names:
+        axis.plot(curve.threshold, curve.metric(name), label=name.replace("_", " "))
+        if name in OPTIMISED:
+            axis.plot(*curve.best(name), marker="o", color=axis.lines[-1].get_color())
+    axis.set_xlim(0, 2)
+    _labelled(axis, "distance from which a patch counts as damaged", "")
+
+
+def _from_origin(curve: ThresholdCurve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.append(0.0, curve.metric("fpr")), np.append(0.0, curve.metric("tpr"))
+
+
+def _labelled(axis: "Axes", across: str, up: str) -> None:
+    axis.set_xlabel(across)
+    axis.set_ylabel(up)
+    axis.legend()
+    axis.grid(alpha=0.3)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from mmcd.geo.cog import SCORE_BAND, Band, CogWriter
 from mmcd.geo.grid import Grid, Window, blocks
 from mmcd.geo.raster import output_grid
 from mmcd.geo.vector import Region, parse_region
-from mmcd.inference.patch_map import PairImages, Places, Weighting, roi_weights, score_places, spread
+from mmcd.inference.patch_map import PairImages, PatchScorer, Places, Weighting, roi_weights, score_places, spread
 from mmcd.inference.patch_model import LARGEST_DISTANCE, PatchModel, load_patch_model
 from mmcd.progress import Progress, silent
 from mmcd.score import encode_score
@@ -49,6 +49,7 @@ from mmcd.services.scenes import get_scene
 if TYPE_CHECKING:
     from mmcd.inference.engine import Journal
     from mmcd.inference.patch_map import Distances
+    from mmcd.models.devices import Device, Precision
 
 DISTANCE_BAND = Band(dtype="float32", names=("1 - cosine of the embeddings",), nodata=math.nan)
 """Distance in [0, 2], NaN where it was not assessed."""
@@ -310,32 +311,20 @@ def _score(
     job: _Job, request: PatchMapRequest, products: Products, key: str, clock: Clock, progress: Progress
 ) -> dict[str, Any]:
     """Write distance and score into the work folder; return what the manifest says of it."""
-    import torch
-
-    from mmcd.inference.patch_map import PatchScorer
-    from mmcd.models.devices import choose_device, choose_precision
-
-    device = choose_device(request.device)  # type: ignore[arg-type]  # the pattern of the field allows no other
-    dtype = choose_precision("bf16" if request.precision == "bf16" else "fp32", device)
-    arithmetic = {
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "backend": f"torch {torch.__version__}",
-        "export": None,
-    }
+    device, precision = cast("Device", request.device), cast("Precision", request.precision)
+    scorer = PatchScorer(job.model.network, device, precision)
+    arithmetic = scorer.arithmetic
     distances, journal = _begun(products.folder, job.places, f"{key} {arithmetic}")
     resumed = journal.started
     with PairImages(job.pair.pre, job.pair.post, job.grid, *job.bands) as images:
         with clock.stage("score"):
-            scorer = PatchScorer(job.model.network, device, dtype)
             score_places(images, job.places, job.region, scorer, distances, journal, request.batch_size, progress)
         with clock.stage("write"):
             progress("write", 0, 1)
             weights = roi_weights(request.window, request.power, request.roi_size)
             _write_maps(job, products, _mapped(job, images, distances, weights))
     near = job.places.touching(job.region)
-    return {"arithmetic": arithmetic, "resumed": resumed, "patches": near.height * near.width}
+    return {"arithmetic": vars(arithmetic), "resumed": resumed, "patches": near.height * near.width}
 
 
 def _begun(work: Path, places: Places, key: str) -> tuple["Distances", "Journal"]:

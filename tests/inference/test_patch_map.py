@@ -22,7 +22,6 @@ from mmcd.models.siamese import ContextSiamese
 SMALL = PatchRules(context_patch_size=32)
 SIZE = (56, 72)  # four by six places of 32 px
 Scores = dict[tuple[int, int], float]
-DEVICE = torch.device("cpu")
 
 
 def direct_scores(pre: np.ndarray, post: np.ndarray, network: ContextSiamese, rules: PatchRules) -> Scores:
@@ -114,7 +113,7 @@ def scored(
 ) -> np.ndarray:
     places = Places(images.grid.shape, rules)
     distances = np.full(places.shape, np.nan, np.float32)
-    scorer = PatchScorer(network, DEVICE, torch.float32)
+    scorer = PatchScorer(network, "cpu")
     journal = Journal(folder / "journal", "key")
     score_places(images, places, within or images.grid.window, scorer, distances, journal, **more)
     return distances
@@ -215,7 +214,7 @@ def test_a_region_has_the_bytes_of_the_whole(
 def test_a_run_that_was_stopped_goes_on_where_it_was(
     images: PairImages, network: ContextSiamese, whole: np.ndarray, tmp_path: Path
 ) -> None:
-    places, scorer = Places(SIZE, SMALL), PatchScorer(network, DEVICE, torch.float32)
+    places, scorer = Places(SIZE, SMALL), PatchScorer(network, "cpu")
     distances = np.lib.format.open_memmap(tmp_path / "d.npy", mode="w+", dtype=np.float32, shape=places.shape)
     distances[:] = np.nan
     heard: list[int] = []
@@ -260,7 +259,7 @@ def test_a_network_that_answers_nonsense_is_named(network: ContextSiamese) -> No
     broken = ContextSiamese(3, 1, "resnet18", embedding_dim=2)
     broken.optical_projector.layer2[0].bias.data.fill_(math.nan)
     with pytest.raises(ModelError, match="no numbers"):
-        PatchScorer(broken, DEVICE, torch.float32).distances(torch.ones(2, 3, 32, 32), torch.ones(2, 1, 32, 32))
+        PatchScorer(broken, "cpu").distances(torch.ones(2, 3, 32, 32), torch.ones(2, 1, 32, 32))
 
 
 def test_a_scene_below_a_context_has_no_place() -> None:
