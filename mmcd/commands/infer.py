@@ -184,7 +184,7 @@ def _predicted(
     if astray:
         wanted = "patch" if method == "dense" else "dense"
         raise UsageError(
-            f"{', '.join(astray)} goes with --method {wanted}.", f"Add --method {wanted}, or leave it out."
+            f"Only --method {wanted} takes {', '.join(astray)}.", f"Add --method {wanted}, or leave it out."
         )
     if method == "dense":
         if shared["model"] and is_checkpoint(shared["model"]):

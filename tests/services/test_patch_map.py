@@ -266,8 +266,8 @@ def test_the_command_runs_the_method_and_refuses_options_of_the_other(
     shown = runner.invoke(app, command(*tile, *patch, "--stride", 32))
     assert shown.exit_code == 0 and "best F1" in shown.output and "no calibration" in shown.output
     for words, said in (
-        ((*tile, *patch, "--tile", 512, "--align"), "--tile, --align goes with --method dense"),
-        ((*tile, "--stride", 8), "goes with --method patch"),
+        ((*tile, *patch, "--tile", 512, "--align"), "Only --method dense takes --tile, --align."),
+        ((*tile, "--stride", 8), "Only --method patch takes --stride, --root, --image-id."),
         ((*tile, "--method", "fast"), "not one of dense and patch"),
         ((*tile, "--method", "patch"), "needs --model"),
         ((tile[1], tile[1], "--out", "x", "--model", patch_checkpoint), "is a checkpoint of a patch network"),
