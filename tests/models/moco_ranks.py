@@ -5,6 +5,7 @@ Run as ``moco_ranks.py PROCESSES FOLDER``; the tests compare the results, ``0.pt
 
 import multiprocessing
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -77,9 +78,10 @@ class Run:
                 self.model.beliefs.fit()
 
 
-def exchanged_keys(rank: int, processes: int) -> Tensor:
-    """Return keys of a trunk with batch norm in training."""
-    net = MomentumEncoder(encoder(nn.BatchNorm2d(10)), 10, SETTINGS).train()
+def some_keys(rank: int, processes: int, shuffle: bool) -> Tensor:
+    """Return two views' keys by a trunk in training: with batch norm if rows are exchanged, without if not."""
+    settings = replace(SETTINGS, shuffle=shuffle)
+    net = MomentumEncoder(encoder(nn.BatchNorm2d(10) if shuffle else None), 10, settings).train()
     views, _ = batch(0)
     return net.embed_keys(*views[:2].chunk(processes, dim=1)[rank])
 
@@ -91,7 +93,8 @@ def run_rank(rank: int, processes: int, folder: Path) -> None:
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     run = Run(rank, processes)
     run.train(range(STEPS))
-    torch.save({"state": run.model.state_dict(), "keys": exchanged_keys(rank, processes)}, folder / f"{rank}.pt")
+    mixed, kept = (some_keys(rank, processes, shuffle) for shuffle in (True, False))
+    torch.save({"state": run.model.state_dict(), "mixed": mixed, "kept": kept}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 

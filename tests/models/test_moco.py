@@ -223,6 +223,12 @@ def test_two_processes_are_one(two_processes, whole_run):
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
+def test_keys_of_all_processes_are_gathered_without_an_exchange(two_processes):
+    expected = ranks.some_keys(0, 1, shuffle=False)
+    for result in two_processes:
+        torch.testing.assert_close(result["kept"], expected)
+
+
 def test_batches_of_keys_are_mixed_from_all_processes(two_processes):
     """Each process embeds its part of one permutation, and every row finds back to its place."""
     net = MomentumEncoder(ranks.encoder(nn.BatchNorm2d(10)), 10, ranks.SETTINGS).train()
@@ -236,6 +242,6 @@ def test_batches_of_keys_are_mixed_from_all_processes(two_processes):
                 torch.stack([head(net.encoder_k(view[part])) for head in net.heads_k]).unsqueeze(2)
             )
         for result in two_processes:
-            torch.testing.assert_close(result["keys"][:, number], expected)
+            torch.testing.assert_close(result["mixed"][:, number], expected)
         unmixed = [group_mean(net.heads_k[0](net.encoder_k(part)).unsqueeze(1)) for part in view.chunk(2)]
         assert float((torch.cat(unmixed) - expected[0]).abs().max()) > 1e-3

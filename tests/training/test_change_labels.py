@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.mixture import GaussianMixture
+from torch import nn
 from torch.nn import functional as F
 
 from mmcd.errors import DataError
+from mmcd.losses.pretraining import caco_loss, own_keys
+from mmcd.models.moco import MomentumEncoder, MomentumSettings
 from mmcd.training.change_labels import CHANGED, UNCHANGED, UNSEEN, ChangeLabels, change_distances
 
 
@@ -111,6 +114,34 @@ def test_one_class_of_change_is_named_and_leaves_the_labels(ratios, words):
         labels.fit()
     assert "or train TeCo" in caught.value.hint
     assert (labels.labels == CHANGED).all()
+
+
+def test_caco_finds_the_places_that_changed():
+    """Places of smooth ground under changing light; a third of them is rebuilt between the halves."""
+    torch.manual_seed(0)
+    count, rebuilt = 48, torch.arange(48) < 16
+    ground = torch.randn(count, 1, 3, 4, 4).repeat(1, 2, 1, 1, 1)
+    ground[rebuilt, 1] = torch.randn(16, 3, 4, 4)
+    net = MomentumEncoder(
+        nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.ReLU()), 64, MomentumSettings(3, 16, queue=192, momentum=0.99)
+    )
+    beliefs = ChangeLabels(count)
+    optimiser = torch.optim.SGD([each for each in net.parameters() if each.requires_grad], lr=0.05, momentum=0.9)
+    for _ in range(25):
+        for chosen in torch.randperm(count).chunk(2):
+            places, halves = chosen.repeat_interleave(2), torch.arange(count) % 2
+            views = [ground[places, halves] + 0.4 * torch.randn(count, 3, 1, 1) for _ in range(3)]
+            keys = net.embed_keys(*views, views[2])
+            changed = beliefs.changed(places, halves)
+            loss = caco_loss(net.embed_query(views[2]), keys[:, :3], net.negatives(), changed).sum()
+            beliefs.update(places, halves, *change_distances(keys[1, 3], keys[1, 1]))
+            net.enqueue(own_keys(keys))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        beliefs.fit()
+    right = (beliefs.labels == CHANGED) == rebuilt.unsqueeze(1)
+    assert float(right.float().mean()) > 0.95
 
 
 def test_beliefs_survive_a_checkpoint(two_classes):
