@@ -127,7 +127,7 @@ class Card(Config):
     title: str
     description: str
     event_types: tuple[str, ...] = ()
-    architecture: Literal["siamese"]
+    architecture: Literal["siamese", "fusion_unet"]
     settings: dict[str, Any]
     weights: str
     sha256: str
@@ -139,6 +139,16 @@ class Card(Config):
     training: dict[str, Any]
     metrics: tuple[dict[str, Any], ...] = ()
     licence: dict[str, str]
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether the network compares embeddings, which aligning needs; a fusion UNet has none."""
+        return self.architecture == "siamese"
+
+    @property
+    def compares_optical(self) -> bool:
+        """Whether it was made for two optical images, so that radar after the event means nothing to it."""
+        return self.pre.modality == self.post.modality == "optical"
 
     @property
     def marks_buildings(self) -> bool:

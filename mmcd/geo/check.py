@@ -155,7 +155,7 @@ def check_pair(pre: Path, post: Path, pre_date: date | None = None, post_date: d
             grid = common_grid(before.grid, after.grid)
             findings += _about_resampling(before.grid, after.grid, grid)
             offset = measure_offset(pre, post)
-            findings.append(_about_offset(offset))
+            findings.append(_about_offset(offset, after.modality))
         except InputError as error:
             findings.append(Finding("refuse", "pair", "no_common_grid", error.message, error.hint))
     order = {"refuse": 0, "warn": 1, "note": 2}
@@ -296,8 +296,9 @@ def _about_swap(pre: ImageFacts, post: ImageFacts) -> Iterator[Finding]:
         message = f"Before looks like radar ({_band_words(pre)}) and after like an optical image ({_band_words(post)})."
         yield Finding("warn", "pair", "swapped", message, "Exchange the two, unless this is meant.")
     elif pre.modality == post.modality == "optical":
-        message = "Both images are optical; models here expect radar after the event."
-        yield Finding("note", "pair", "both_optical", message, "The nearest model is used, with a warning.")
+        message = "Both images are optical."
+        action = "A model of two optical images is used; where none is for them, the nearest one with a warning."
+        yield Finding("note", "pair", "both_optical", message, action)
 
 
 def _about_place(pre: Grid, post: Grid) -> Iterator[Finding]:
@@ -340,7 +341,7 @@ def _about_resampling(pre: Grid, post: Grid, grid: Grid) -> Iterator[Finding]:
     yield Finding("note", "pair", "grid", f"The score will have {grid.width:,} × {grid.height:,} px{gsd}.")
 
 
-def _about_offset(offset: Offset) -> Finding:
+def _about_offset(offset: Offset, post: Modality | None) -> Finding:
     if offset.confidence < _OFFSET_CONFIDENCE:
         message = f"No offset between the images could be measured (confidence {offset.confidence:.2f})."
         return Finding("note", "pair", "offset", message, "Compare both by eye at a road or a shore.")
@@ -350,9 +351,11 @@ def _about_offset(offset: Offset) -> Finding:
         metres = f" ({offset.dx_m:+.1f} m east, {offset.dy_m:+.1f} m north)"
     message = f"Before lies {size:.1f} px off after{metres}, confidence {offset.confidence:.2f}."
     if size > _OFFSET_PX:
+        leans = "Radar leans buildings and hills towards the sensor"
+        if post == "optical":
+            leans = "Another viewing angle leans tall buildings"
         action = (
-            "It is not corrected. Radar leans buildings and hills towards the sensor, which counts here: "
-            "co-register the images if roads and shores are off as well."
+            f"It is not corrected. {leans}, which counts here: co-register the images if roads and shores are off too."
         )
         return Finding("warn", "pair", "offset", message, action)
     return Finding("note", "pair", "offset", message)

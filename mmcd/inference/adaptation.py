@@ -99,20 +99,26 @@ def _sample(predictor: Predictor, reader: PairReader, windows: Any) -> tuple[Ten
 
 @torch.inference_mode()
 def _mix_statistics(model: nn.Module, pre: Tensor, post: Tensor, valid: Tensor, alpha: float) -> list[float]:
-    """Set the running statistics of every batch norm, each right before it runs; return the drift of each."""
+    """Set the running statistics of every batch norm, each right before it runs; return the drift of each.
+
+    A trunk that both images share runs twice: the image after is then met with the statistics of both.
+    """
     device = next(model.parameters()).device
     missing = 1 - valid.to(device)
-    drifts: list[float] = []
+    drifts: dict[nn.BatchNorm2d, float] = {}
+    seen: dict[nn.BatchNorm2d, _Seen] = {}
 
     def mix(layer: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
         moments = _moments(inputs[0], missing)
         if moments is None or layer.running_mean is None or layer.running_var is None:
             return
-        mean, variance = moments
-        away = (mean - layer.running_mean).abs() / (layer.running_var + layer.eps).sqrt()
-        drifts.append(float(away.mean()))
-        layer.running_mean.mul_(alpha).add_(mean, alpha=1 - alpha)
-        layer.running_var.mul_(alpha).add_(variance, alpha=1 - alpha)
+        if layer not in seen:
+            seen[layer] = _Seen((layer.running_mean.clone(), layer.running_var.clone()), [])
+        training, scene = seen[layer].training, seen[layer].with_moments(*moments)
+        away = (scene[0] - training[0]).abs() / (training[1] + layer.eps).sqrt()
+        drifts[layer] = float(away.mean())
+        for kept, known, found in zip((layer.running_mean, layer.running_var), training, scene, strict=True):
+            kept.copy_(known).mul_(alpha).add_(found, alpha=1 - alpha)
 
     with ExitStack() as hooks:
         for layer in model.modules():
@@ -120,7 +126,22 @@ def _mix_statistics(model: nn.Module, pre: Tensor, post: Tensor, valid: Tensor, 
                 hooks.callback(layer.register_forward_pre_hook(mix).remove)
         inputs = (image.to(device).contiguous(memory_format=torch.channels_last) for image in (pre, post))
         model(*inputs)
-    return drifts
+    return list(drifts.values())
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a layer knew of the training set, and mean and variance of each image that it has met of the scene."""
+
+    training: tuple[Tensor, Tensor]
+    met: list[tuple[Tensor, Tensor]]
+
+    def with_moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of all images together, this one and those before it."""
+        self.met.append((mean, variance))
+        means, variances = (torch.stack(values) for values in zip(*self.met, strict=True))
+        both = means.mean(dim=0)
+        return both, variances.mean(dim=0) + (means - both).square().mean(dim=0)
 
 
 def _moments(features: Tensor, missing: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -106,11 +106,13 @@ def find_alignment(predictor: Predictor, reader: PairReader, progress: Progress 
         progress: Told of the offsets tried; may raise to stop.
 
     Raises:
-        ConfigError: The predictor runs an exported model, which has no embeddings.
+        ConfigError: The predictor runs an exported model or a fusion UNet, which have no embeddings.
         InputError: An image is damaged.
     """
     if not isinstance(predictor.backend, TorchBackend):
         raise ConfigError("An exported model has no embeddings to align with.", "Use --backend torch.")
+    if not predictor.backend.has_embeddings:
+        raise ConfigError(f"{predictor.card.name} has no embeddings to align with.", "Leave --align out.")
     windows = sample_windows(reader.grid.shape, _SIDE, _WINDOWS)
     if windows[0].height < _SMALLEST_SIDE:
         return _nothing(f"below {_SMALLEST_SIDE} px a scene is too small for it")

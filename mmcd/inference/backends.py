@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mmcd.errors import ConfigError
 from mmcd.inference.exported import ExportedModel, require_installed
 
 if TYPE_CHECKING:
@@ -30,13 +31,20 @@ Side = Literal["pre", "post"]
 OUTPUTS = ("logit", "distance", "building")
 """Names of the outputs of an export, the last one only where the network has it."""
 
+HALO = 128
+"""Pixels read around a block for a network that does not say how far it sees, such as a fusion UNet.
+
+Its reach exceeds that: a score near the border of two blocks then rests on what lies within 128 px beyond it. As the
+blocks lie on the scene's own grid, its bytes still depend on nothing but the scene.
+"""
+
 
 class Outputs(NamedTuple):
     """What a network says of a pair of aligned blocks.
 
     Attributes:
         logit: Logit of change, shape (H, W).
-        distance: ``1 - cosine`` in [0, 2], shape (H, W).
+        distance: ``1 - cosine`` in [0, 2], shape (H, W); 0 of a network without embeddings.
         building: Logit of any class but the first, shape (H, W): of a building where the first is the background.
             None for a head that only knows change.
     """
@@ -72,7 +80,7 @@ class Backend(Protocol):
     """A network that is ready to run.
 
     Attributes:
-        halo: Pixels of context around a block after which its outputs no longer change.
+        halo: Pixels of context around a block; those of a network with a computed reach change nothing beyond it.
         arithmetic: Where and how it computes.
         has_classes: Whether its answers have a ``building``.
     """
@@ -102,12 +110,13 @@ class TorchBackend:
     """torch, in bfloat16 where it is native.
 
     Args:
-        model: Two-image network with a ``halo``; called with normalised inputs.
+        model: Two-image network; called with normalised inputs. Without a ``halo`` of its own it gets `HALO`.
         device: Device to run on.
         precision: Arithmetic to run in.
 
     Attributes:
         model: The network on its device.
+        has_embeddings: Whether `embed` works.
     """
 
     def __init__(self, model: "nn.Module", device: "Device" = "auto", precision: "Precision" = "auto") -> None:
@@ -115,7 +124,8 @@ class TorchBackend:
 
         from mmcd.models.devices import choose_device, choose_precision
 
-        self.halo = int(model.halo)  # type: ignore[arg-type]
+        self.halo = int(getattr(model, "halo", HALO))
+        self.has_embeddings = callable(getattr(model, "embed", None))
         self.has_classes = int(getattr(model, "classes", 1)) > 1
         self._device = choose_device(device)
         self._dtype = choose_precision(precision, self._device)
@@ -140,14 +150,15 @@ class TorchBackend:
     def _compare(self, pre: Array, post: Array, classify: bool) -> tuple[Outputs, NDArray[np.uint8] | None]:
         import torch
 
+        from mmcd.inference.answers import answers_of
         from mmcd.models.siamese import change_logit
 
         with torch.inference_mode(), self._autocast():
-            output = self.model(self._tensor(pre), self._tensor(post))
-            answers = [output.logit, output.distance]
-            if self.has_classes:
-                answers.append(change_logit(output.classes, 1))
-            likeliest = output.classes[0].argmax(dim=0).to(torch.uint8).cpu().numpy() if classify else None
+            found = answers_of(self.model, self.model(self._tensor(pre), self._tensor(post)))
+            answers, likeliest = [found.logit, found.distance], None
+            if found.classes is not None:
+                answers.append(change_logit(found.classes, 1))
+                likeliest = found.classes[0].argmax(dim=0).to(torch.uint8).cpu().numpy() if classify else None
         return Outputs(*(answer[0, 0].float().cpu().numpy() for answer in answers)), likeliest
 
     def embed(self, image: Array, side: Side) -> Array:
@@ -159,8 +170,14 @@ class TorchBackend:
 
         Returns:
             Vectors of the regions of 16 px whose top left corner is at multiples of 8 px, shape (D, H/8, W/8).
+
+        Raises:
+            ConfigError: The network has no embeddings.
         """
         import torch
+
+        if not self.has_embeddings:
+            raise ConfigError("This model has no embeddings.", "Choose a pseudo-siamese model.")
 
         with torch.inference_mode(), self._autocast():
             vectors: Array = self.model.embed(self._tensor(image), side)[0].float().cpu().numpy()  # type: ignore[operator]

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmcd.cards import Card
-from mmcd.errors import StorageError
+from mmcd.errors import ModelError, StorageError
 from mmcd.geo.cog import atomic_path
+from mmcd.inference.answers import answers_of, changed_from
 from mmcd.inference.backends import OUTPUTS, import_openvino
 from mmcd.inference.exported import ExportBackend, ExportPrecision, require_installed
 from mmcd.progress import Progress, silent
@@ -29,6 +30,7 @@ _OPSET = 17
 """Version of ONNX's operators: an old one, because the network needs none of the newer."""
 
 _TRACE_SIDE = 64
+_CLOSED = ("swin_t", "convnext_tiny", "cross_attention")
 _AXES = {2: "height", 3: "width"}
 _INPUTS = ("pre", "post")
 
@@ -41,12 +43,11 @@ class _Answers(nn.Module):
         self.model = model
 
     def forward(self, pre: Tensor, post: Tensor) -> tuple[Tensor, ...]:
-        output = self.model(pre, post)
-        if output.classes is None:
-            return output.logit, output.distance
-        classes: Tensor = output.classes
-        changed_from = cast("int", self.model.changed_from)
-        return _logit_from(classes, changed_from), output.distance, _logit_from(classes, 1)
+        found = answers_of(self.model, self.model(pre, post))
+        if found.classes is None:
+            return found.logit, found.distance
+        classes = found.classes
+        return _logit_from(classes, changed_from(self.model)), found.distance, _logit_from(classes, 1)
 
 
 def _logit_from(classes: Tensor, first: int) -> Tensor:
@@ -73,6 +74,9 @@ def convert(
 ) -> tuple[Path, ...]:
     """Write a network for one runtime; height and width stay open, multiples of 16.
 
+    A fusion UNet is written with ResNet trunks and without attention: what the others compute depends on the size of
+    the image in ways that a graph of open height and width cannot hold.
+
     For 8 bit, weights and activations of the convolutions are quantised after training: the ranges of the activations
     are those met on the samples, weights have one scale a channel, and biases are corrected for the mean error
     (Nagel et al., ICCV 2019, as NNCF does it). What is no convolution, sum or pooling stays in floating point.
@@ -91,13 +95,32 @@ def convert(
 
     Raises:
         ConfigError: The extra ``fast`` is not installed.
+        ModelError: The network cannot be written with open height and width.
         StorageError: The files cannot be written.
     """
     require_installed("onnx")
+    refuse_closed(card)
     graph = _to_onnx(model, len(card.pre.bands), len(card.post.bands))
     if backend == "onnx":
         return _write_onnx(graph, precision, path, samples, progress)
     return _write_openvino(graph, precision, path, samples, progress)
+
+
+def refuse_closed(card: Card) -> None:
+    """Refuse a network whose graph holds for one size of the image alone.
+
+    Raises:
+        ModelError: It is one.
+    """
+    if card.architecture != "fusion_unet":
+        return
+    parts = [card.settings.get(name) for name in ("trunk", "post_trunk", "fusion")]
+    closed = [part for part in parts if part in _CLOSED]
+    if closed:
+        raise ModelError(
+            f"{card.name} cannot be exported: {closed[0]} does not take images of any size in a graph.",
+            "Run it with --backend torch.",
+        )
 
 
 def _to_onnx(model: nn.Module, pre_bands: int, post_bands: int) -> bytes:

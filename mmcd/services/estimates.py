@@ -23,6 +23,15 @@ from mmcd.services.runs import bytes_a_pixel, list_runs
 RECENT_RUNS = 5
 _BLOCK, _HALO = 512, 128  # the engine's block and what it reads around it, used until a run has told its own
 _FLOP_A_PIXEL = 128_000  # floating point operations of the siamese model a pixel it reads, counted by torch
+# Thousands of operations of the fusion UNet a pixel, level by level from 1 to 5: of a trunk's features for one image,
+# and of their concatenation and the decoder at full width. Other fusions and widths are estimated from these.
+_FUSION_WORK = {
+    "resnet18": ((4.7, 73.7, 65.5, 65.5, 65.5), (37.2, 147.4, 106.5, 106.5, 45.1)),
+    "resnet34": ((4.7, 110.6, 139.3, 213.0, 102.4), (37.2, 147.4, 106.5, 106.5, 45.1)),
+    "resnet50": ((4.7, 106.5, 163.8, 233.5, 129.0), (37.2, 368.6, 327.7, 327.7, 155.7)),
+    "swin_t": ((0.0, 30.6, 31.1, 87.0, 30.2), (0.1, 35.8, 35.8, 35.8, 15.8)),
+    "convnext_tiny": ((0.0, 30.0, 30.8, 86.6, 30.2), (0.1, 35.8, 35.8, 35.8, 15.8)),
+}
 _SHARE_OF_MATRIX_SPEED = 0.8  # of a whole run in bfloat16 against float32 matrices, measured on two cores
 _OVERHEAD_SECONDS = 4.0  # load the model, hash the images, write score and mask
 
@@ -83,10 +92,23 @@ def estimate_run(
     blocks = math.ceil(window.height / size) * math.ceil(window.width / size)
     around = statistics.median(_around(run["seconds"]) for run in earlier) if earlier else _OVERHEAD_SECONDS
     asked = [name for name, wanted in (("align", align), ("adapt", adapt)) if wanted]
-    fitting = sum(_fitting_seconds(name, grid.shape, known) for name in asked)
-    seconds = around + fitting + _pace(earlier) * _pixels_read(size, halo, blocks)
+    work = flop_a_pixel(card)
+    fitting = sum(_fitting_seconds(name, grid.shape, known, work) for name in asked)
+    seconds = around + fitting + _pace(earlier, work) * _pixels_read(size, halo, blocks)
     free = shutil.disk_usage(workspace_folder("runs")).free
     return Estimate(seconds, bytes_a_pixel(card.marks_buildings) * pixels, free, pixels, len(earlier))
+
+
+def flop_a_pixel(card: Card) -> float:
+    """Return the floating point operations of a card's network for each pixel that it reads."""
+    if card.architecture != "fusion_unet":
+        return _FLOP_A_PIXEL
+    settings = {"trunk": "resnet50", "levels": 5, "width": 1.0, **card.settings}
+    trunks = (settings["trunk"], settings.get("post_trunk") or settings["trunk"])
+    features, fused = zip(*(_FUSION_WORK[trunk] for trunk in trunks), strict=True)
+    levels = slice(settings["levels"])
+    work = sum(sum(image[levels]) for image in features)
+    return 1000.0 * float(work + settings["width"] * statistics.mean(sum(image[levels]) for image in fused))
 
 
 @functools.cache
@@ -107,11 +129,16 @@ def _pixels_read(size: int, halo: int, count: int) -> int:
     return count * (size + 2 * halo) ** 2
 
 
-def _pace(earlier: list[dict[str, Any]]) -> float:
-    """Return the seconds a pixel that the network reads, of earlier runs or else of this machine in torch."""
+def _pace(earlier: list[dict[str, Any]], work: float) -> float:
+    """Return the seconds a pixel that the network reads, of earlier runs or else of this machine in torch.
+
+    Args:
+        earlier: Manifests of earlier runs.
+        work: Floating point operations a pixel.
+    """
     if earlier:
         return float(statistics.median(run["seconds"]["score"] / _pixels_read(**run["block"]) for run in earlier))
-    return _FLOP_A_PIXEL / (_SHARE_OF_MATRIX_SPEED * matrix_speed())
+    return work / (_SHARE_OF_MATRIX_SPEED * matrix_speed())
 
 
 def _around(seconds: dict[str, float]) -> float:
@@ -119,12 +146,12 @@ def _around(seconds: dict[str, float]) -> float:
     return sum(taken for stage, taken in seconds.items() if stage not in ("score", *_SLOWER))
 
 
-def _fitting_seconds(name: str, shape: tuple[int, int], known: list[dict[str, Any]]) -> float:
+def _fitting_seconds(name: str, shape: tuple[int, int], known: list[dict[str, Any]], work: float) -> float:
     """Return how long aligning or adapting takes, which never depends on the region; always in torch."""
     done = (run for run in known if run.get(name) and run["region"] is None)
     works = [(run["seconds"][name], fitting_pixels(name, tuple(run["grid"]["shape"]))) for run in done]
     paces = [seconds / pixels for seconds, pixels in works[:RECENT_RUNS] if pixels]
-    pace = statistics.median(paces) if paces else _SLOWER[name] * _pace(_earlier_runs(known, "torch"))
+    pace = statistics.median(paces) if paces else _SLOWER[name] * _pace(_earlier_runs(known, "torch"), work)
     return pace * fitting_pixels(name, shape)
 
 

@@ -67,7 +67,7 @@ class PredictRequest(Config):
 
     Attributes:
         pre: Optical image before; or give ``scene``.
-        post: Radar image after.
+        post: Radar or optical image after.
         scene: Id of a scene of the catalog.
         out: Folder for the results; the workspace's folder for this run when left out.
         model: Name of a model or path of a card; chosen by bands, GSD and sensor when left out.
@@ -196,6 +196,7 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
         InputError: An image cannot be used.
         RegionError: The region is empty or outside the scene.
         ModelError: The model is missing, damaged or does not fit the images.
+        UsageError: The images are to be aligned by a model without embeddings.
         StorageError: The disk is full or the place cannot be written.
         Cancelled: The progress callback asked to stop.
     """
@@ -247,6 +248,8 @@ def _resolve(request: PredictRequest) -> _Job:
         raise UsageError("Either two files or a scene must be given.", "Write PRE POST, or --scene ID.")
     choice = choose_model(pre, post, request.model, scene)
     card = choice.card
+    if request.align and not card.has_embeddings:
+        raise UsageError(f"{card.name} has no embeddings to align with.", "Leave --align out.")
     verify_weights(choice.card_path, card)
     grid = output_grid(pre, post, card.gsd.nominal)
     region = parse_region(request.region) if request.region else None
@@ -427,7 +430,8 @@ def _write_products(job: _Job, work: Path, run_id: str) -> dict[str, Any]:
     """Write mask and STAC item beside the score; return the areas."""
     more = {_EVIDENCE: "Probability that a building stands or stood there"} if job.marks_buildings else None
     model = f"{job.card.name} {job.card.version}"
-    return write_products(Products(work, run_id, job.answer, job.threshold, model, job.scene, more))
+    optical = job.card.compares_optical
+    return write_products(Products(work, run_id, job.answer, job.threshold, model, job.scene, more, optical))
 
 
 def _spare_foreign_files(folder: Path, job: _Job) -> None:

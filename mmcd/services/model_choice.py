@@ -34,7 +34,8 @@ class Fit:
     """How a model suits a pair.
 
     Attributes:
-        refusals: Reasons why it cannot take the images at all: missing bands.
+        refusals: Reasons why it cannot take the images at all: missing bands, or radar for a model of two optical
+            images.
         mismatches: Reasons why its answers are not to be trusted: another GSD, sensor or kind of event.
         notes: What is unknown or assumed.
         distance: Smaller is nearer; compares models that all have mismatches.
@@ -73,7 +74,8 @@ class Choice:
 def choose_model(pre: Path, post: Path, name: str | None = None, scene: Scene | None = None) -> Choice:
     """Return the named model, or the nearest one by bands, GSD, sensor and kind of event.
 
-    For two optical images, which no model here is made for, the nearest one is returned with a warning.
+    Two optical images get a model of two optical images where one has these bands and this pixel size, else the nearest
+    one with a warning.
 
     Raises:
         InputError: An image cannot be read.
@@ -96,7 +98,7 @@ def choose_model(pre: Path, post: Path, name: str | None = None, scene: Scene | 
         why = " ".join(reason for _, _, fit in candidates for reason in fit.refusals)
         raise ModelError(f"No model takes these images. {why}".strip(), "See `mmcd weights list` for what they need.")
     path, card, fit = min(usable, key=lambda candidate: candidate[2].distance)
-    suits = "is the nearest of" if fit.mismatches else "fits by bands, GSD and sensor, of"
+    suits = "is the nearest of" if fit.reasons else "fits by bands, GSD and sensor, of"
     reason = f"{card.name} {suits} {len(candidates)} model{'s' if len(candidates) > 1 else ''}"
     return Choice(path, card, reason, fit.mismatches + fit.notes, substitute)
 
@@ -113,15 +115,17 @@ def image_facts(path: Path) -> ImageFacts:
 
 def model_fit(card: Card, pre: ImageFacts, post: ImageFacts, event_type: str | None = None) -> Fit:
     """Compare a card with a pair of images."""
-    refusals, mismatches, notes = [], [], []
+    refusals: list[str] = []
+    mismatches: list[str] = []
+    notes: list[str] = []
     for image, branch, when in ((pre, card.pre, "before"), (post, card.post, "after")):
         missing = _missing_bands(image, branch)
         if missing:
             refusals.append(missing)
         if image.modality is not None and image.modality != branch.modality:
-            mismatches.append(
-                f"The image {when} looks {_named(image.modality)}; {card.name} wants {_named(branch.modality)}."
-            )
+            words = f"The image {when} looks {_named(image.modality)}; {card.name} wants {_named(branch.modality)}."
+            # To a model of two optical images radar says nothing; the others are the best there may be for a pair.
+            (refusals if card.compares_optical else mismatches).append(words)
     gsd = post.gsd or pre.gsd
     if gsd is None:
         notes.append(f"The pixel size is unknown; {card.name} was trained at {card.gsd.nominal:g} m.")

@@ -54,6 +54,7 @@ class Products:
         model: Name and version of the model.
         scene: The scene; None of two files.
         more: Title of each further raster by its name, without suffix.
+        two_optical: Whether both images are optical, for the item's title.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Products:
     model: str
     scene: Scene | None = None
     more: dict[str, str] | None = None
+    two_optical: bool = False
 
     @property
     def tags(self) -> dict[str, str]:
@@ -152,6 +154,8 @@ def write_products(products: Products) -> dict[str, Any]:
         "mmcd:simulated": scene.simulated if scene else None,
     }
     known = {name: value for name, value in properties.items() if value is not None}
+    if products.two_optical:
+        known["title"] = "Change between two optical images"
     write_item(products.folder, products.run_id, products.grid, taken, known, products.more)
     return areas
 

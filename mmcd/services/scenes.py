@@ -32,7 +32,7 @@ class AddSceneRequest(Config):
 
     Attributes:
         pre: Optical image before: path, or http or https address.
-        post: Radar image after, likewise.
+        post: Radar or optical image after, likewise.
         id: Short name: letters, digits, ``-``, ``_`` and ``.``.
         title: One line for people.
         event_type: Kind of event.

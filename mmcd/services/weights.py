@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -208,6 +209,10 @@ def _simulated(card: Card, folder: Path, scenes: int, progress: Progress) -> _So
     from mmcd.simulate import simulate_scene
 
     gsd = float(np.clip(card.gsd.nominal, *_SIMULATED_GSD))
+    if card.compares_optical:
+        stand_in = not set(card.pre.bands + card.post.bands) <= set(BANDS_PRE)
+        grown = [_grown(folder, number, gsd, scenes, progress) for number in range(scenes)]
+        return _Source(grown, f"{scenes} simulated towns at {gsd:g} m", stand_in)
     pairs = []
     for number, spec in enumerate(SceneSet(scenes=scenes, seed=_FIRST_SEED).specs(_SIMULATED_SIDE, gsd)):
         progress("simulate", number, scenes)
@@ -215,6 +220,23 @@ def _simulated(card: Card, folder: Path, scenes: int, progress: Progress) -> _So
         pairs.append((scene.pre, scene.post))
     stand_in = not (set(card.pre.bands) <= set(BANDS_PRE) and set(card.post.bands) <= set(BANDS_POST))
     return _Source(pairs, f"{scenes} simulated scenes at {gsd:g} m", stand_in)
+
+
+def _grown(folder: Path, number: int, gsd: float, towns: int, progress: Progress) -> tuple[Path, Path]:
+    """Write two simulated optical images of one town, as files."""
+    from mmcd.data.simulated import BANDS_PRE
+    from mmcd.geo.cog import Band, write_cog
+    from mmcd.simulate import GrowthSpec, simulate_growth
+    from mmcd.simulate.layouts import LAYOUTS
+    from mmcd.simulate.palettes import PALETTES
+
+    progress("simulate", number, towns)
+    layout, palette = LAYOUTS[number % len(LAYOUTS)], PALETTES[number % len(PALETTES)]
+    town = simulate_growth(GrowthSpec(_SIMULATED_SIDE, gsd, _FIRST_SEED + number, layout, palette))
+    grid = Grid("EPSG:32631", Affine(gsd, 0, 500_000, 0, -gsd, 4_500_000), *town.label.shape)
+    names = Band(names=BANDS_PRE)
+    before, after = (folder / f"town-{number}-{when}.tif" for when in ("pre", "post"))
+    return write_cog(before, town.pre, grid, names), write_cog(after, town.post, grid, names)
 
 
 def _samples(source: _Source, card: Card, halo: int, images: int) -> "list[Pair]":
