@@ -65,7 +65,7 @@ def _form(known: dict[str, Any]) -> None:
     left, right = st.columns(2)
     pick = _uploaded if kind == "Upload" else _named
     pre = pick(left, "Optical image before", "pre", known)
-    post = pick(right, "Radar image after", "post", known)
+    post = pick(right, "Radar or optical image after", "post", known)
     words = _words(known)
     if not st.button("Check the images", type="primary", icon=":material/fact_check:", width="stretch"):
         st.caption("Nothing is added yet: you see what the check finds first.")

@@ -131,7 +131,7 @@ def short_place(scene: Scene) -> str:
 
 def sensors(scene: Scene) -> str:
     """Return the sensors before and after, without saying that they are simulated."""
-    pair = (scene.pre_sensor or "optical", scene.post_sensor or "SAR")
+    pair = (scene.pre_sensor or "optical", scene.post_sensor or loaders.sensor_kind(scene.post))
     return " → ".join(_SIMULATED.sub("", name) if scene.simulated else name for name in pair)
 
 

@@ -89,6 +89,15 @@ def size(path: Path) -> str:
         return "not readable"
 
 
+@st.cache_data(max_entries=2048, show_spinner=False)
+def sensor_kind(path: Path) -> str:
+    """Return the kind of an image's sensor, for people: SAR where it cannot be told or read, as after most events."""
+    try:
+        return "optical" if image_facts(path).modality == "optical" else "SAR"
+    except InputError:
+        return "SAR"
+
+
 @st.cache_data(max_entries=512, show_spinner=False)
 def placed(path: Path) -> bool:
     """Return whether a raster has a georeference."""

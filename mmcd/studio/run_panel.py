@@ -33,7 +33,7 @@ class RunChoice:
     Attributes:
         model: Name of the model.
         region: ``W,S,E,N`` in degrees; None for the whole scene.
-        align: Move a displaced radar image back first.
+        align: Move a displaced image after back first.
         adapt: Adapt the model to the scene first.
     """
 
@@ -117,7 +117,7 @@ def _link_map(scene: Scene, run: Run | None) -> None:
 
 def _choose_run(scene: Scene) -> RunChoice | None:
     """Draw the choice of model and region; return it once it can be run."""
-    cards = loaders.cards()
+    cards = _offered(scene)
     if not cards:
         st.warning("Run `mmcd doctor` to see what is missing.", title="There is no model here.")
         return None
@@ -131,7 +131,7 @@ def _choose_run(scene: Scene) -> RunChoice | None:
     allowed = _allowed(card, fits[card.name])
     try:
         region = _region(scene)
-        align, adapt = _options(scene)
+        align, adapt = _options(scene, card)
         choice = RunChoice(card.name, region, align, adapt)
         _expect(card, scene, choice)
     except MmcdError as error:
@@ -140,14 +140,23 @@ def _choose_run(scene: Scene) -> RunChoice | None:
     return choice if allowed else None
 
 
-def _options(scene: Scene) -> tuple[bool, bool]:
+def _offered(scene: Scene) -> list[Card]:
+    """Return the models to choose from; a model of two optical images has nothing to say of radar."""
+    radar = loaders.sensor_kind(scene.post) == "SAR"
+    return [card for card in loaders.cards() if not (radar and card.compares_optical)]
+
+
+def _options(scene: Scene, card: Card) -> tuple[bool, bool]:
     """Draw what may be done to a scene before it is scored; return whether to align and to adapt."""
+    image = "optical image after" if loaders.sensor_kind(scene.post) == "optical" else "radar image"
     with st.expander("Options"):
-        align = st.checkbox(
-            "Move the radar image back where it is displaced",
+        align = card.has_embeddings and st.checkbox(
+            f"Move the {image} back where it is displaced",
             key=f"align-{scene.id}",
             help="Looks for up to 16 pixels, and moves it only when that is clear. Takes some seconds.",
         )
+        if not card.has_embeddings:
+            st.caption(f"{card.name} cannot move a displaced image back: it has no embeddings to find it by.")
         adapt = st.checkbox(
             "Adapt the model to this scene",
             key=f"adapt-{scene.id}",

@@ -40,11 +40,12 @@ def scene_map(scene: Scene, run: Run | None, channel: str, dark: bool, basemap: 
         canvas.add_child(MapCall("region", channel=channel))
     for text in _notes(scene, georeferenced):
         canvas.add_child(MapCall("note", text=text))
+    after = scene.post_sensor or loaders.sensor_kind(scene.post)
     canvas.add_child(
         MapCall(
             "swipe",
             before=_image(scene, "pre", f"Before · {day(scene.pre_date)} · {scene.pre_sensor or 'optical'}"),
-            after=_image(scene, "post", f"After · {day(scene.post_date)} · {scene.post_sensor or 'SAR'}"),
+            after=_image(scene, "post", f"After · {day(scene.post_date)} · {after}"),
             extent=extent,
             attribution=_attribution(scene),
         )

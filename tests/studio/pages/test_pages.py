@@ -10,7 +10,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mmcd import jobs
+from mmcd.cards import read_card
+from mmcd.geo.catalog import Catalog, Scene
+from mmcd.geo.raster import RasterSource
 from mmcd.jobs import open_store
+from mmcd.studio import loaders
+from mmcd.studio.scene_map import scene_map
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 60
@@ -189,3 +194,50 @@ def test_the_pages_load_without_torch():
 def test_page_scripts_stay_small():
     for page in [*(ROOT / "pages").glob("*.py"), ROOT / "app.py"]:
         assert len(page.read_text().splitlines()) <= 150
+
+
+@pytest.fixture
+def growth(prepared, tmp_path, monkeypatch, optical_pair, optical_card_path, card_path):
+    """A scene of two optical images beside the others, and a model for each kind of scene."""
+    folder = tmp_path / "workspace"
+    shutil.copytree(prepared.folder, folder)
+    monkeypatch.setenv("MMCD_WORKSPACE", str(folder))
+    cards = [(path, read_card(path)) for path in (card_path, optical_card_path)]
+    monkeypatch.setattr(loaders, "list_cards", lambda: cards)
+    with RasterSource(optical_pair[1]) as source:
+        place = source.grid.geographic_footprint()
+    scene = Scene("growth", "Growing town", "", "unknown", "", *optical_pair, gsd=0.5, geometry=place)
+    Catalog.open(folder / "scenes").add(scene)
+
+
+@pytest.mark.usefixtures("growth")
+def test_two_optical_images_are_offered_their_model_first(open_page):
+    app = open_page("damage_map", scene="growth")
+    model = app.selectbox(key="model-growth")
+    assert model.value == "tiny-optical"
+    assert model.options == ["tiny-optical: Untrained", "tiny: Untrained (not for this scene)"]
+    assert not alerts(app.warning) and not alerts(app.error)
+    assert not next(button for button in app.button if button.key == "run").disabled
+    assert "cannot move a displaced image back" in texts(app)
+    assert "radar" not in "\n".join([texts(app), *(box.label for box in app.checkbox)]).lower()
+    model.set_value("tiny").run()
+    assert "tiny is not for this scene." in alerts(app.warning)
+    assert "Move the optical image after back" in app.checkbox(key="align-growth").label
+
+
+@pytest.mark.usefixtures("growth")
+def test_radar_after_the_event_is_never_offered_it(open_page):
+    app = open_page("damage_map", scene="valley-flood")
+    assert app.selectbox(key="model-valley-flood").options == ["tiny: Untrained"]
+    assert app.checkbox(key="align-valley-flood").label == "Move the radar image back where it is displaced"
+
+
+@pytest.mark.usefixtures("growth")
+def test_a_scene_of_two_optical_images_says_so(open_page):
+    app = open_page("scenes", scene="growth")
+    assert "(optical)" in texts(app) and "SAR" not in texts(app)
+    rows = app.dataframe[0].value.set_index("Scene")
+    assert rows.loc["growth", "Sensors"] == "optical → optical"
+    assert rows.loc["valley-flood", "Sensors"] == "optical → SAR"
+    drawn = scene_map(loaders.scene("growth"), None, "channel", dark=False, basemap=None).get_root().render()
+    assert json.dumps("After · date unknown · optical")[1:-1] in drawn
