@@ -200,11 +200,15 @@ class Compared(NamedTuple):
         distance: ``1 - cosine`` of each, shape (N,), in [0, 2].
         pre: Unit vectors of the contexts before, shape (N, D).
         post: The same of the contexts after.
+        pre_features: Vectors of the encoder that they are projected from, shape (N, 512).
+        post_features: The same of the contexts after.
     """
 
     distance: NDArray[np.float32]
     pre: NDArray[np.float32]
     post: NDArray[np.float32]
+    pre_features: NDArray[np.float32]
+    post_features: NDArray[np.float32]
 
 
 class PatchScorer:
@@ -264,10 +268,10 @@ class PatchScorer:
 
         with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, self._dtype != torch.float32):
             output = self._network(pre.to(self._device), post.to(self._device))
-        distance, before, after = (part.float().cpu().numpy() for part in output)
+        distance, *vectors = (part.float().cpu().numpy() for part in output)
         if not np.isfinite(distance).all():
             raise ModelError("The network answers with values that are no numbers.", "Its training diverged.")
-        return Compared(distance[:, 0], before, after)
+        return Compared(distance[:, 0], *vectors)
 
 
 def score_places(

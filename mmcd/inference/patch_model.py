@@ -144,7 +144,7 @@ def load_patch_model(model: str) -> PatchModel:
         version = "" if epoch is None else f"epoch {epoch}"
         return PatchModel(Path(model).stem, version, file_sha256(Path(model)), network)
     path, card = find_card(model)
-    if card.settings.get("pool") != "global" or card.settings.get("form", "patch") != "patch":
+    if card.settings.get("pool", "roi") == "roi" or card.settings.get("form", "patch") != "patch":
         raise ModelError(
             f"{card.name} is a dense model, not a patch model.",
             "Use --method dense, whose threshold is in the card, or give a checkpoint such as best_model.pth.",

@@ -60,11 +60,16 @@ class ContextOutput(NamedTuple):
         distance: ``1 - cosine`` in [0, 2], shape (B, 1) for patches, (B, 1, H/8, W/8) densely.
         pre_embedding: Unit vectors, shape (B, D) for patches, (B, D, H/8, W/8) densely.
         post_embedding: The same of the other branch.
+        pre_features: Vectors of the encoder that the embeddings are projected from, shape (B, 512) for patches,
+            (B, 512, H/8, W/8) densely.
+        post_features: The same of the other branch.
     """
 
     distance: Tensor
     pre_embedding: Tensor
     post_embedding: Tensor
+    pre_features: Tensor
+    post_features: Tensor
 
 
 class Decoder(nn.Module):
@@ -275,9 +280,10 @@ class ContextSiamese(nn.Module):
 
     def forward(self, pre: Tensor, post: Tensor) -> ContextOutput:
         """Compare contexts of shape (B, C, 256, 256), or a tile of shape (B, C, H, W) in the dense form."""
-        before = _unit(self.optical_projector(self._pooled(self.optical_encoder(pre)[-1])))
-        after = _unit(self.sar_projector(self._pooled(self.sar_encoder(post)[-1])))
-        return ContextOutput(1 - (before * after).sum(dim=1, keepdim=True), before, after)
+        optical = self._pooled(self.optical_encoder(pre)[-1])
+        sar = self._pooled(self.sar_encoder(post)[-1])
+        before, after = _unit(self.optical_projector(optical)), _unit(self.sar_projector(sar))
+        return ContextOutput(1 - (before * after).sum(dim=1, keepdim=True), before, after, optical, sar)
 
     def _pooled(self, features: Tensor) -> Tensor:
         """Return one vector for every context: (B, C) from patches, (B, C, H/8, W/8) from a tile."""

@@ -77,7 +77,7 @@ class PatchMapRequest(Config):
         power: Power of the dome.
         stride: Pixels from one ROI to the next.
         roi_size: Side of the ROI in pixels.
-        context_size: Side of the context in pixels.
+        context_size: Side of the context in pixels; the model's own when left out.
         batch_size: Contexts at most that go through the network at once.
         device: Device to run on.
         precision: Arithmetic to run in; ``auto`` is fp32, the reference's.
@@ -98,7 +98,7 @@ class PatchMapRequest(Config):
     power: float = Field(2.0, gt=0, le=100)
     stride: int = Field(8, ge=1, le=256)
     roi_size: int = Field(16, ge=2, le=256)
-    context_size: int = Field(256, ge=32, le=1024)
+    context_size: int | None = Field(None, ge=32, le=1024)
     batch_size: int = Field(64, ge=1, le=256)
     device: str = Field("auto", pattern="^(auto|cpu|cuda|mps)$")
     precision: str = Field("auto", pattern="^(auto|bf16|fp32)$")
@@ -118,14 +118,21 @@ class PatchMapRequest(Config):
             raise UsageError(
                 "Exactly one pair of images must be given.", "Write PRE POST, --scene ID, or --root DIR --image-id ID."
             )
-        if (request.context_size - request.roi_size) % 2 or request.context_size < request.roi_size:
-            raise UsageError("--context-size must exceed --roi-size by an even number.", "Use 256 and 16.")
         return request
 
-    @property
-    def rules(self) -> PatchRules:
-        """Sides of ROI and context, and the stride."""
-        return PatchRules(roi_patch_size=self.roi_size, context_patch_size=self.context_size, patch_stride=self.stride)
+    def rules(self, model: PatchModel) -> PatchRules:
+        """Return the sides of ROI and context, and the stride.
+
+        Raises:
+            UsageError: No ROI lies in the middle of such a context.
+        """
+        context = self.context_size or model.network.context
+        if (context - self.roi_size) % 2 or context < self.roi_size:
+            raise UsageError(
+                f"A context of {context} px must exceed --roi-size {self.roi_size} by an even number.",
+                "Use --context-size 256 and --roi-size 16.",
+            )
+        return PatchRules(roi_patch_size=self.roi_size, context_patch_size=context, patch_stride=self.stride)
 
 
 class PatchMapResult(RunResult):
@@ -254,10 +261,11 @@ def _resolve(request: PatchMapRequest) -> _Job:
     pair = _pair(request)
     model = load_patch_model(request.model)
     grid = output_grid(pair.pre, pair.post, model.card.gsd.nominal if model.card else None)
-    places = Places(grid.shape, request.rules)
+    rules = request.rules(model)
+    places = Places(grid.shape, rules)
     if not all(places.shape):
         raise InputError(
-            f"The pair of {grid.width} × {grid.height} px is smaller than a context of {request.context_size} px.",
+            f"The pair of {grid.width} × {grid.height} px is smaller than a context of {rules.context_patch_size} px.",
             "Use --method dense, or a smaller --context-size than the model was trained with.",
         )
     region = parse_region(request.region) if request.region else None
@@ -390,7 +398,7 @@ def _distance_facts(job: _Job, request: PatchMapRequest, evaluation: Evaluation)
         "power": request.power if request.window == "dome" else None,
         "stride": request.stride,
         "roi_size": request.roi_size,
-        "context_size": request.context_size,
+        "context_size": job.places.rules.context_patch_size,
         "batch_size": request.batch_size,
         "border_px": job.places.rules.pad,
         "threshold": job.distance,

@@ -114,8 +114,9 @@ def search_threshold(request: ThresholdRequest, progress: Progress = silent) -> 
     """Score the patches of a split, find the best thresholds and the area under the ROC curve with its interval.
 
     The folder gets ``summary.json``, ``threshold_metrics.json`` (the reference's 21 thresholds), ``curves.npz`` (every
-    distinct score), ``optical_features.npy`` and ``sar_features.npy`` (unit vectors, shape (N, D)),
-    ``change_scores.npy``, ``is_positive_labels.npy``, ``threshold_analysis.png`` and ``precision_recall_curve.png``.
+    distinct score), ``change_scores.npy``, ``is_positive_labels.npy``, ``optical_features.npy`` and
+    ``sar_features.npy`` (vectors of the encoders, shape (N, 512)), ``optical_projected.npy`` and ``sar_projected.npy``
+    (unit vectors, shape (N, D)), ``threshold_analysis.png`` and ``precision_recall_curve.png``.
 
     Raises:
         DataError: The metadata are missing or do not belong to the data set, or hold one class only.
@@ -171,13 +172,19 @@ def _scored(
     with ExitStack() as stack:
         kept: list[NDArray[np.float32]] = []
         for batch in _batches(pairs, scorer, request.batch_size):
+            vectors = {
+                "optical_features": batch.pre_features,
+                "sar_features": batch.post_features,
+                "optical_projected": batch.pre,
+                "sar_projected": batch.post,
+            }
             if request.out is not None and not kept:
-                shape = len(pairs), batch.pre.shape[1]
-                kept = [_array(stack, request.out / f"{side}_features.npy", shape) for side in ("optical", "sar")]
+                shapes = {name: (len(pairs), values.shape[1]) for name, values in vectors.items()}
+                kept = [_array(stack, request.out / f"{name}.npy", shape) for name, shape in shapes.items()]
             part = slice(done, done + len(batch.distance))
             distance[part] = batch.distance
-            for rows, vectors in zip(kept, (batch.pre, batch.post), strict=bool(kept)):
-                rows[part] = vectors
+            for rows, values in zip(kept, vectors.values(), strict=bool(kept)):
+                rows[part] = values
             done = part.stop
             progress("score patches", done, len(pairs))
     return distance

@@ -40,6 +40,9 @@ def band(path: Path | None) -> np.ndarray:
         return file.read(1)
 
 
+OWN_CONTEXT = {"pool": "global", "trunk": "resnet18", "embedding_dim": 16, "context": CONTEXT}
+
+
 def request(tree: Path, model: Path, **more: object) -> PatchMapRequest:
     return PatchMapRequest.checked(
         **{"root": tree, "model": str(model), "device": "cpu", "context_size": CONTEXT, "stride": 32, **more}
@@ -208,8 +211,9 @@ def test_a_card_brings_its_own_calibration_and_threshold(
     patch_tree: Path, patch_checkpoint: Path, card_path: Path, image_id: str, tmp_path: Path
 ) -> None:
     network = load_patch_model(str(patch_checkpoint)).network
-    card = card_of(network, tmp_path, card_path, {"pool": "global", "trunk": "resnet18", "embedding_dim": 16})
-    result = run(patch_tree, card, image_id, tmp_path / "out")
+    card = card_of(network, tmp_path, card_path, OWN_CONTEXT)
+    result = run(patch_tree, card, image_id, tmp_path / "out", context_size=None)
+    assert result.manifest["distance"]["context_size"] == CONTEXT
     assert result.manifest["threshold"] == pytest.approx(0.6)
     cut = result.manifest["distance"]["threshold"]
     assert 1 / (1 + math.exp(-(4 * cut - 3))) == pytest.approx(0.6)
@@ -239,7 +243,7 @@ def test_requests_that_cannot_be_carried_out_are_refused(
         with pytest.raises(UsageError, match="Exactly one pair"):
             request(patch_tree, patch_checkpoint, **words)
     with pytest.raises(UsageError, match="even number"):
-        request(patch_tree, patch_checkpoint, image_id=image_id, context_size=65)
+        run(patch_tree, patch_checkpoint, image_id, tmp_path / "out", context_size=65)
     with pytest.raises(DataError, match="There is no tile nowhere-flood_00000001"):
         run(patch_tree, patch_checkpoint, "nowhere-flood_00000001", tmp_path / "out")
     with pytest.raises(DataError, match="the val folder"):

@@ -26,8 +26,10 @@ FILES = [
     "curves.npz",
     "is_positive_labels.npy",
     "optical_features.npy",
+    "optical_projected.npy",
     "precision_recall_curve.png",
     "sar_features.npy",
+    "sar_projected.npy",
     "summary.json",
     "threshold_analysis.png",
     "threshold_metrics.json",
@@ -111,13 +113,16 @@ def test_scores_are_the_networks_own_of_the_patches_in_order(
     np.testing.assert_array_equal(table.is_positive, stored(found, "is_positive_labels"))
     pairs = PatchPairs(patch_tree, table, RULES)
     network = load_patch_model(str(patch_checkpoint)).network
-    optical, sar = stored(found, "optical_features"), stored(found, "sar_features")
+    optical, sar = stored(found, "optical_projected"), stored(found, "sar_projected")
     np.testing.assert_allclose(1 - (optical * sar).sum(axis=1), stored(found, "change_scores"), atol=1e-6)
     for index in (0, len(table) // 2, len(table) - 1):
         with torch.inference_mode():
             output = network(pairs[index]["optical"][None], pairs[index]["sar"][None])
         np.testing.assert_allclose(stored(found, "change_scores")[index], output.distance[0, 0], atol=1e-5)
         np.testing.assert_allclose(optical[index], output.pre_embedding[0], atol=1e-5)
+        for name, features in (("optical", output.pre_features), ("sar", output.post_features)):
+            assert features.shape == (1, 512)
+            np.testing.assert_allclose(stored(found, f"{name}_features")[index], features[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_limit_draws_patches_and_few_events_are_resampled_by_image(
