@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from mmcd.data.base import Sample, to_sample
 from mmcd.data.levir_files import BANDS, SHOWN, LevirPair, Part, index_levir, read_image, read_label, size_of
+from mmcd.errors import DataError
 
 LabelResize = Literal["nearest", "bilinear"]
 
@@ -22,7 +23,7 @@ class LevirPairs:
 
     Args:
         root: Folder of the data set, see `index_levir`.
-        part: Part of it; all if left out.
+        parts: Parts of it; all if left out.
         size: Height and width that everything is resized to, images with antialiasing; None keeps what is on disk.
             Reference system 1 uses 512.
         label_resize: ``nearest``; or ``bilinear``, which reproduces reference system 1: there only pixels count as
@@ -32,6 +33,8 @@ class LevirPairs:
         pairs: The pairs, in order.
         ids: Name of each pair.
         groups: Scene of each pair.
+        sizes: Height and width of the pairs on disk.
+        rows: Indices of the pairs of each part, in order; of all of them under None where no part was chosen.
 
     Raises:
         DataError: No pair is whole, or A, B and label of a pair differ in size.
@@ -41,20 +44,44 @@ class LevirPairs:
     post_bands = BANDS
 
     def __init__(
-        self, root: Path, part: Part | None = None, size: int | None = None, label_resize: LabelResize = "nearest"
+        self,
+        root: Path,
+        parts: Part | Sequence[Part] | None = None,
+        size: int | None = None,
+        label_resize: LabelResize = "nearest",
     ) -> None:
-        found = index_levir(root, part)
-        self.pairs: Sequence[LevirPair] = found.pairs
+        wanted: Sequence[Part | None] = (parts,) if parts is None or isinstance(parts, str) else parts
+        found = {part: index_levir(root, part) for part in wanted}
+        ends = np.cumsum([len(index.pairs) for index in found.values()])
+        self.rows = {
+            part: np.arange(end - len(index.pairs), end) for end, (part, index) in zip(ends, found.items(), strict=True)
+        }
+        self.pairs: Sequence[LevirPair] = [pair for index in found.values() for pair in index.pairs]
         self.ids = [pair.id for pair in self.pairs]
         self.groups = [pair.group for pair in self.pairs]
         self.size, self.label_resize = size, label_resize
-        self._unpaired = found.warnings
-        self._sizes = {size_of(pair) for pair in self.pairs}
+        self._unpaired = tuple(line for index in found.values() for line in index.warnings)
+        self.sizes = {size_of(pair) for pair in self.pairs}
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is not as it should be and can be worked with: missing partners, grey labels, several sizes."""
         return (*self._unpaired, *self._seen[1], *self._several_sizes())
+
+    def refuse_faults(self) -> None:
+        """Refuse pairs that are not as they should be, where they would be trained on or measured.
+
+        Raises:
+            DataError: A file has no partner, or a label is grey.
+        """
+        if self._unpaired:
+            more = f" and {len(self._unpaired) - 1:,} more" if len(self._unpaired) > 1 else ""
+            raise DataError(
+                f"Files have no partner of the same name: {self._unpaired[0]}{more}.",
+                "Files of one pair have one name in A, B and label: name them alike, or take them out.",
+            )
+        if self._seen[1]:
+            raise DataError(self._seen[1][0], "Write labels of 0 and 255 alone, as PNG.")
 
     @property
     def changed_share(self) -> NDArray[np.float64]:
@@ -92,10 +119,10 @@ class LevirPairs:
         return shares, (line,)
 
     def _several_sizes(self) -> tuple[str, ...]:
-        if self.size is not None or len(self._sizes) == 1:
+        if self.size is not None or len(self.sizes) == 1:
             return ()
-        sizes = ", ".join(f"{height} × {width}" for height, width in sorted(self._sizes)[:SHOWN])
-        return (f"The pairs have {len(self._sizes)} sizes ({sizes}): set size, such as 512, to train on batches.",)
+        sizes = ", ".join(f"{height} × {width}" for height, width in sorted(self.sizes)[:SHOWN])
+        return (f"The pairs have {len(self.sizes)} sizes ({sizes}): set size, such as 512, to train on batches.",)
 
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return an image in [0, 1], resized as the torchvision transforms of reference system 1 do."""

@@ -5,7 +5,7 @@ convolution at five scales. Its state-dict names are the reference's too, so tha
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,10 @@ from mmcd.models.fusion import Fusion, build_fusion
 from mmcd.models.trunks import FeatureTrunk, build_stages, scales_of, stage_weights, trunk_of
 
 FUSED_CHANNELS = {1: 64, 2: 128, 3: 256, 4: 512}
+DECODED_CHANNELS = {2: 64, 3: 128, 4: 256, 5: 512}
 DROPOUT = 0.3
+_MULTIPLE = 4
+"""Fused channels come in fours, for the heads of attention."""
 
 
 class FusionUNet(nn.Module):
@@ -32,7 +35,11 @@ class FusionUNet(nn.Module):
             their strides differ.
         fusion: How the features of a scale become one.
         classes: 1 has a single logit of change; more have a logit for each class.
+        changed_from: First class that counts as changed, where there are several.
         embed_dim: Fused channels at the coarsest scale.
+        levels: Coarsest level that is kept, 3 to 5; the trunk is cut behind it. Each level less quarters the weights of
+            a ResNet, and halves how far it sees.
+        width: Factor of the fused and decoded channels, ``embed_dim`` included.
         finetune: Train the trunk too. Otherwise it stays as it is and needs weights: see `refuse_random_trunk`.
         frozen_statistics: A frozen trunk keeps its batch-norm statistics and drops nothing out; False lets the
             statistics move in training, as reference system 1 does.
@@ -51,46 +58,64 @@ class FusionUNet(nn.Module):
         post_trunk: FeatureTrunk | None = None,
         fusion: Fusion = "concat",
         classes: int = 1,
+        changed_from: int = 1,
         embed_dim: int = 512,
+        levels: int = 5,
+        width: float = 1.0,
         finetune: bool = False,
         frozen_statistics: bool = True,
     ) -> None:
         super().__init__()
         if classes < 1:
             raise ModelError(f"A fusion UNet cannot have {classes} classes.", "Give 1 for change, or more.")
+        if classes > 1 and not 1 <= changed_from < classes:
+            raise ModelError(
+                f"Of {classes} classes, those from number {changed_from} cannot be the changed ones.",
+                f"Let changed_from be a number from 1 to {classes - 1}.",
+            )
+        if levels not in (3, 4, 5) or width <= 0:
+            raise ModelError(
+                f"A fusion UNet cannot have {levels} levels of {width} times the width.",
+                "Give 3, 4 or 5 levels and a width above 0.",
+            )
         shared = post_trunk is None and pre_channels == post_channels
         self.trunks: dict[str, FeatureTrunk] = {"": trunk} if shared else {"": trunk, "post_": post_trunk or trunk}
         self.bands = {"": pre_channels, "post_": post_channels}
-        self.classes, self.finetune, self.frozen_statistics = classes, finetune, frozen_statistics
+        self.classes, self.changed_from = classes, changed_from
+        self.finetune, self.frozen_statistics = finetune, frozen_statistics
         scales = [scales_of(self.trunks[""]), scales_of(self.trunks["" if shared else "post_"])]
-        self.levels = [level for level in scales[0].channels if level in scales[1].channels]
-        self.multiple = max(scale.multiple for scale in scales)
+        self.coarsest = levels
+        self.levels = [level for level in scales[0].channels if level in scales[1].channels and level <= levels]
+        self.multiple = max(scale.strides[levels] for scale in scales)
         for prefix, name in self.trunks.items():
             for level, stage in build_stages(name, self.bands[prefix]).items():
-                self.add_module(f"{prefix}encoder{level}", stage.requires_grad_(finetune))
+                if level <= levels:
+                    self.add_module(f"{prefix}encoder{level}", stage.requires_grad_(finetune))
+        fused = {level: _widened(FUSED_CHANNELS[level], width) for level in self.levels if level < levels}
+        fused[levels] = _widened(embed_dim, width)
         for level in self.levels:
             pair = (scales[0].channels[level], scales[1].channels[level])
-            self.add_module(f"fuse{level}", build_fusion(fusion, *pair, FUSED_CHANNELS.get(level, embed_dim)))
-        self._add_decoder(embed_dim, halved=scales[0].strides[2] == 2)
+            self.add_module(f"fuse{level}", build_fusion(fusion, *pair, fused[level]))
+        self._add_decoder(fused, width, halved=scales[0].strides[2] == 2)
         self._random_trunks = set(self.trunks)
+        self.train()  # A frozen trunk is in evaluation mode from the beginning, not from the first call of train.
         self.register_load_state_dict_post_hook(_note_loaded)  # type: ignore[no-untyped-call]
 
-    def _add_decoder(self, embed_dim: int, halved: bool) -> None:
-        """Add decoder5 to decoder1; decoder2 keeps the resolution where level 2 has half of the image's already."""
+    def _add_decoder(self, fused: Mapping[int, int], width: float, halved: bool) -> None:
+        """Add the decoders from the coarsest level down to decoder1, which returns to the image's resolution.
+
+        Where level 2 has half of that resolution already, decoder2 keeps it.
+        """
         self.dropout = nn.Dropout(DROPOUT)
-        self.decoder5 = nn.ConvTranspose2d(embed_dim, 512, kernel_size=2, stride=2)
-        self.decoder5_bn = nn.BatchNorm2d(512)
-        self.decoder4 = nn.ConvTranspose2d(512 + FUSED_CHANNELS[4], 256, kernel_size=2, stride=2)
-        self.decoder4_bn = nn.BatchNorm2d(256)
-        self.decoder3 = nn.ConvTranspose2d(256 + FUSED_CHANNELS[3], 128, kernel_size=2, stride=2)
-        self.decoder3_bn = nn.BatchNorm2d(128)
-        inputs = 128 + FUSED_CHANNELS[2]
-        self.decoder2 = (
-            nn.Conv2d(inputs, 64, kernel_size=3, padding=1) if halved else nn.ConvTranspose2d(inputs, 64, 2, stride=2)
-        )
-        self.decoder2_bn = nn.BatchNorm2d(64)
-        finest = FUSED_CHANNELS[1] if 1 in self.levels else 0
-        self.decoder1 = nn.ConvTranspose2d(64 + finest, self.classes, kernel_size=2, stride=2)
+        below = 0
+        for level in range(self.coarsest, 1, -1):
+            inputs, outputs = below + fused[level], _widened(DECODED_CHANNELS[level], width)
+            same = level == 2 and halved
+            decoder = nn.Conv2d(inputs, outputs, 3, padding=1) if same else nn.ConvTranspose2d(inputs, outputs, 2, 2)
+            self.add_module(f"decoder{level}", decoder)
+            self.add_module(f"decoder{level}_bn", nn.BatchNorm2d(outputs))
+            below = outputs
+        self.decoder1 = nn.ConvTranspose2d(below + fused.get(1, 0), self.classes, kernel_size=2, stride=2)
 
     @property
     def trunk_is_random(self) -> bool:
@@ -112,9 +137,27 @@ class FusionUNet(nn.Module):
             pre: Normalised image before, shape (B, C1, H, W), float32; any H and W.
             post: Normalised image after, shape (B, C2, H, W).
         """
-        height, width = pre.shape[-2:]
-        before = self._features("", self._padded(pre))
-        after = self._features("post_" if "post_" in self.trunks else "", self._padded(post))
+        return self.decode_features(self.encode(pre, "pre"), self.encode(post, "post"), pre.shape[-2:])
+
+    def encode(self, image: Tensor, side: Literal["pre", "post"]) -> dict[int, Tensor]:
+        """Return the features of a normalised image, shape (B, C, H, W), by level, each (B, channels, h, w).
+
+        Args:
+            image: The image; any H and W.
+            side: Whose trunk.
+        """
+        prefix = "post_" if side == "post" and "post_" in self.trunks else ""
+        return self._features(prefix, self._padded(image))
+
+    def decode_features(self, before: Mapping[int, Tensor], after: Mapping[int, Tensor], size: Sequence[int]) -> Tensor:
+        """Return the logits of a pair whose features are at hand, as `forward` returns them.
+
+        Args:
+            before: Features of the image before, as `encode` returns them.
+            after: The same of the image after.
+            size: Height and width of the images.
+        """
+        height, width = size
         skips = {}
         for level in self.levels:
             other = after[level]
@@ -130,19 +173,23 @@ class FusionUNet(nn.Module):
 
     def _features(self, prefix: str, image: Tensor) -> dict[int, Tensor]:
         features = {}
-        for level in scales_of(self.trunks[prefix]).channels:
+        for level in (level for level in scales_of(self.trunks[prefix]).channels if level <= self.coarsest):
             image = self.get_submodule(f"{prefix}encoder{level}")(image)
             features[level] = image
         return features
 
     def _decode(self, skips: dict[int, Tensor]) -> Tensor:
-        """Return logits at twice the resolution of the finest scale; comments hold for the default form."""
-        up = F.relu(self.decoder5_bn(self.decoder5(skips[5])))  # (B, 512, H/8, W/8)
-        up = torch.cat([up, self.dropout(skips[4])], dim=1)
-        up = F.relu(self.decoder4_bn(self.decoder4(up)))  # (B, 256, H/4, W/4)
-        up = torch.cat([up, self.dropout(skips[3])], dim=1)
-        up = F.relu(self.decoder3_bn(self.decoder3(up)))  # (B, 128, H/2, W/2)
-        up = F.relu(self.decoder2_bn(self.decoder2(torch.cat([up, skips[2]], dim=1))))  # (B, 64, H/2, W/2)
+        """Return logits at twice the resolution of the finest scale.
+
+        In the default form: (B, 512, H/8, W/8), (B, 256, H/4, W/4), (B, 128, H/2, W/2), (B, 64, H/2, W/2), logits.
+        """
+        up = skips[self.coarsest]
+        for level in range(self.coarsest, 1, -1):
+            if level < self.coarsest:
+                # Only the deep skips are dropped out, as in the reference; the coarsest level is none.
+                up = torch.cat([up, self.dropout(skips[level]) if level > 2 else skips[level]], dim=1)
+            up = self.get_submodule(f"decoder{level}")(up)
+            up = F.relu(self.get_submodule(f"decoder{level}_bn")(up))
         if 1 in skips:
             up = torch.cat([up, skips[1]], dim=1)
         return self.decoder1(up)  # type: ignore[no-any-return]
@@ -168,6 +215,11 @@ class FusionUNet(nn.Module):
             self._random_trunks.discard(prefix)
 
 
+def _widened(channels: int, width: float) -> int:
+    """Return a number of channels times the width, rounded to whole fours."""
+    return max(_MULTIPLE, round(channels * width / _MULTIPLE) * _MULTIPLE)
+
+
 def _note_loaded(model: FusionUNet, keys: Any) -> None:
     """Remember that the trunks were loaded, unless some of their tensors were missing."""
     if not any("encoder" in name for name in keys.missing_keys):
@@ -188,7 +240,8 @@ def refuse_random_trunk(model: FusionUNet, force: bool = False) -> None:
         names = " and ".join(dict.fromkeys(model.trunks.values()))
         raise ModelError(
             f"The trunk ({names}) is frozen and has no pretrained weights: it would stay random.",
-            "Load its ImageNet weights, train it too with finetune: true, or force it.",
+            "Load its ImageNet weights, train it too (--set model.settings.finetune=true), or force it "
+            "(--set model.force_random_trunk=true).",
         )
 
 
@@ -217,7 +270,7 @@ def load_reference(model: FusionUNet, state: Mapping[str, Any]) -> None:
     raise ModelError(
         f"The checkpoint matches {len(fitting)} of {len(wanted)} tensors of the fusion UNet; it differs in "
         f"{', '.join(differing[:6])}.",
-        "Set `fusion`, `classes`, `embed_dim` and the numbers of bands as it was trained.",
+        "Set `fusion`, `classes`, `embed_dim`, `levels`, `width` and the numbers of bands as it was trained.",
     )
 
 

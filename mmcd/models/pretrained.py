@@ -9,14 +9,28 @@ from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
-from torchvision.models import ResNet18_Weights, ResNet34_Weights
+from torchvision.models import (
+    ConvNeXt_Tiny_Weights,
+    ResNet18_Weights,
+    ResNet34_Weights,
+    ResNet50_Weights,
+    Swin_T_Weights,
+    WeightsEnum,
+)
 
 from mmcd.cards import Modality
 from mmcd.errors import ConfigError, ModelError
-from mmcd.models.encoders import Encoder, TrunkName
+from mmcd.models.encoders import Encoder
 from mmcd.models.siamese import ContextSiamese
+from mmcd.models.trunks import FeatureTrunk
 
-_WEIGHTS = {"resnet18": ResNet18_Weights.IMAGENET1K_V1, "resnet34": ResNet34_Weights.IMAGENET1K_V1}
+_WEIGHTS: dict[FeatureTrunk, WeightsEnum] = {
+    "resnet18": ResNet18_Weights.IMAGENET1K_V1,
+    "resnet34": ResNet34_Weights.IMAGENET1K_V1,
+    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
+    "swin_t": Swin_T_Weights.IMAGENET1K_V1,
+    "convnext_tiny": ConvNeXt_Tiny_Weights.IMAGENET1K_V1,
+}
 _SECONDS = 30
 """How long a server may be silent before the fetch is given up."""
 
@@ -61,7 +75,7 @@ def start_from_imagenet(model: ContextSiamese, weights: Mapping[str, Tensor]) ->
             ) from error
 
 
-def fetch_imagenet(trunk: TrunkName) -> dict[str, Tensor]:
+def fetch_imagenet(trunk: FeatureTrunk) -> dict[str, Tensor]:
     """Return torchvision's ImageNet weights of a trunk, from torch's cache or else from its server.
 
     Raises:

@@ -126,7 +126,8 @@ def stage_weights(trunk: FeatureTrunk, public: Mapping[str, Tensor], wanted: Map
     """Return public weights of a whole body under the names of the stages: ``1.0.weight`` is the stem's convolution.
 
     Weights of the first convolution for red, green and blue are averaged for other numbers of bands and scaled, so that
-    an image of equal bands gives the answer that it gave in colour. The classifier is left out.
+    an image of equal bands gives the answer that it gave in colour. The classifier is left out, and so are the levels
+    of which nothing is wanted: those that a shorter trunk was cut before.
 
     Args:
         trunk: Whose weights they are said to be.
@@ -137,10 +138,12 @@ def stage_weights(trunk: FeatureTrunk, public: Mapping[str, Tensor], wanted: Map
         ModelError: They are not that trunk's, or not complete.
     """
     found = {}
+    levels = {name[0] for name in wanted}
+    places = {prefix: place for prefix, place in SCALES[trunk].places.items() if place[0] in levels}
     for name, tensor in public.items():
-        prefix = next((prefix for prefix in SCALES[trunk].places if name.startswith(prefix)), None)
+        prefix = next((prefix for prefix in places if name.startswith(prefix)), None)
         if prefix is not None:
-            found[SCALES[trunk].places[prefix] + name.removeprefix(prefix)] = tensor
+            found[places[prefix] + name.removeprefix(prefix)] = tensor
     first = "1.0.weight" if "1.0.weight" in wanted else "2.0.0.weight"
     if first in found and first in wanted and found[first].shape != wanted[first].shape:
         bands = wanted[first].shape[1]
@@ -156,12 +159,15 @@ def stage_weights(trunk: FeatureTrunk, public: Mapping[str, Tensor], wanted: Map
 
 
 def trunk_of(shapes: Mapping[str, torch.Size]) -> FeatureTrunk | None:
-    """Return whose stages these are by the shapes of their tensors, whatever the number of bands; None if nobody's.
+    """Return whose stages these are by the shapes of their tensors; None if nobody's.
+
+    The number of bands does not matter, nor does a trunk that was cut behind one of its levels.
 
     Args:
         shapes: Shape of each tensor under the names of the stages: ``5.0.conv1.weight``.
     """
     deep = {name: shape for name, shape in shapes.items() if not name.startswith(("1.0.", "2.0.0."))}
+    levels = {int(name[0]) for name in shapes if name[0].isdigit()}
     for trunk in FEATURE_TRUNKS:
         with torch.device("meta"):
             stages = build_stages(trunk, 3)
@@ -169,7 +175,8 @@ def trunk_of(shapes: Mapping[str, torch.Size]) -> FeatureTrunk | None:
             f"{level}.{name}": tensor.shape
             for level, stage in stages.items()
             for name, tensor in stage.state_dict().items()
+            if level in levels
         }
-        if deep == {name: shape for name, shape in known.items() if not name.startswith(("1.0.", "2.0.0."))}:
+        if deep and deep == {name: shape for name, shape in known.items() if not name.startswith(("1.0.", "2.0.0."))}:
             return trunk
     return None

@@ -62,7 +62,8 @@ def train(request: TrainRequest, progress: Progress = silent) -> TrainResult:
     Raises:
         ConfigError: The file is not a valid configuration, or the run exists and is not resumed; pretrained weights
             cannot be fetched.
-        DataError: The data set is not there or too small to split.
+        DataError: The data set is not there, has faults or is too small to split.
+        ModelError: The network cannot be built, or its trunk is frozen and random.
         Cancelled: ``progress`` asked to stop; the run can be resumed.
     """
     task = read_yaml(request.config).get("task")
@@ -78,9 +79,12 @@ def _train_change(request: TrainRequest, progress: Progress) -> "TrainedRun":
     from mmcd.training.config import ChangeTraining
     from mmcd.training.trainer import run_training
 
-    if request.from_scratch:
+    config = ChangeTraining.from_yaml(request.config, request.overrides)
+    if request.from_scratch and config.model.pretrained == "none":
         raise ConfigError(f"{request.config} asks for no pretrained weights.", "Leave out --from-scratch.")
-    return run_training(ChangeTraining.from_yaml(request.config, request.overrides), request.resume, progress)
+    if request.from_scratch:
+        config = ChangeTraining.from_yaml(request.config, request.overrides | {"model.pretrained": "none"})
+    return run_training(config, request.resume, progress)
 
 
 def _train_patches(request: TrainRequest, progress: Progress) -> "TrainedRun":

@@ -9,6 +9,9 @@ from mmcd.cards import Branch, Gsd
 from mmcd.config import Config
 from mmcd.data.bright import CLASSES
 from mmcd.data.bright_pairs import BrightConfig, BrightPairs
+from mmcd.data.levir import LabelResize
+from mmcd.data.levir_files import BANDS
+from mmcd.data.pair_augment import PairAugmentConfig
 from mmcd.data.simulated import SimulatedConfig
 from mmcd.data.transforms import AugmentConfig
 from mmcd.models.devices import Device, Precision
@@ -101,16 +104,56 @@ class BrightDataConfig(BatchConfig, BrightConfig):
         return self.calibration_tiles
 
 
+class LevirDataConfig(BatchConfig):
+    """LEVIR-CD or whatever has its layout: the part ``train`` trains, ``val`` validates at the share of change it has.
+
+    Attributes:
+        source: Reader of ``mmcd.data``.
+        root: Folder of the data set, relative to the working directory.
+        size: Height and width that everything is resized to; none keeps what is on disk, which is then of one size.
+        label_resize: How labels are resized; ``bilinear`` loses the rim of changes, as reference system 1 does.
+        strict: Refuse files without a partner and grey labels; else the first are left out, the others cut at one half,
+            and both are told.
+        augment: How pairs are varied; ``aug: reference`` leaves out geometry, as reference system 1 does.
+        validation_batch_size: Pairs of a batch in validation.
+    """
+
+    source: Literal["levir"]
+    root: Path
+    size: int | None = Field(default=512, ge=32)
+    label_resize: LabelResize = "nearest"
+    strict: bool = True
+    augment: PairAugmentConfig = PairAugmentConfig()
+    group_power: float = Field(default=1.0, ge=0, le=1)
+    validation_batch_size: int = Field(default=4, ge=1)
+    shifts: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+
+    @property
+    def validation_batch(self) -> int:
+        """Samples of a batch that is only looked at."""
+        return self.validation_batch_size
+
+
 class ModelConfig(Config):
     """Which network.
 
     Attributes:
         architecture: Name in ``mmcd.models.zoo``.
         settings: Arguments of its class.
+        pretrained: What the trunk of a ``fusion_unet`` starts from: random weights, or ImageNet's, which are fetched.
+        force_random_trunk: Train even if the trunk is frozen and random, to test the machinery.
     """
 
     architecture: Architecture
     settings: dict[str, Any] = Field(default_factory=dict)
+    pretrained: Literal["none", "imagenet"] = "none"
+    force_random_trunk: bool = False
+
+    @model_validator(mode="after")
+    def _trunks_that_can_start(self) -> Self:
+        if self.architecture != "fusion_unet" and (self.pretrained != "none" or self.force_random_trunk):
+            raise ValueError(f"pretrained and force_random_trunk are for a fusion_unet, not a {self.architecture}")
+        return self
 
 
 class LossConfig(Config):
@@ -120,6 +163,8 @@ class LossConfig(Config):
         bce: Cross entropy of the head: of change, or of its classes where it has several.
         dice: Soft Dice of the head.
         lovasz: Lovász-Softmax of the head's classes, or the Lovász hinge of change where it has one output.
+        combined_iou: Cross entropy and soft IoU of the head, mixed by ``alpha``: the loss of reference system 1.
+        alpha: Weight of the cross entropy in ``combined_iou``; the rest is that of the IoU.
         infonce: Supervised InfoNCE of ROI embeddings.
         temperature: Temperature of the InfoNCE.
         rois_per_class: Changed and unchanged ROIs that are drawn from a batch.
@@ -129,6 +174,8 @@ class LossConfig(Config):
     bce: float = Field(default=1.0, ge=0)
     dice: float = Field(default=0.5, ge=0)
     lovasz: float = Field(default=0.0, ge=0)
+    combined_iou: float = Field(default=0.0, ge=0)
+    alpha: float = Field(default=0.7, ge=0, le=1)
     infonce: float = Field(default=0.1, ge=0)
     temperature: float = Field(default=0.1, gt=0)
     rois_per_class: int = Field(default=256, ge=1)
@@ -136,17 +183,19 @@ class LossConfig(Config):
 
 
 class OptimiserConfig(Config):
-    """AdamW with linear warm-up and a schedule, and a running average of the weights.
+    """Adam with linear warm-up and a schedule, and a running average of the weights.
 
     Attributes:
+        kind: ``adamw`` decays weights by themselves, ``adam`` through the gradient.
         lr: Highest learning rate.
-        weight_decay: Decoupled weight decay.
+        weight_decay: Weight decay of everything but norms and biases.
         schedule: What follows the warm-up: a cosine down to 0, or the highest rate to the end.
         warmup: Part of all steps in which the rate rises.
         ema: Decay of the running average that is validated and shipped.
         clip: Largest norm of the gradient; none leaves it as it is.
     """
 
+    kind: Literal["adamw", "adam"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -164,21 +213,27 @@ class TrainerConfig(Config):
         validate_every: Steps between two validations, of which ``steps`` is a multiple.
         stop_after: Epochs after which to stop before that, for a run without a held-out fold: what grouped
             validation of the same schedule found best.
+        early_stop: Epochs without a lower validation loss that are waited for; the next one of them is the last, as in
+            reference system 1. None trains to the end.
         keep: Which epoch's weights a run with a held-out fold leaves: the one that did best on the fold, or the last
             one, as a run without a fold does. Where folds calibrate the weights of such a run, it has to be the last.
         device: Device to run on.
         precision: Arithmetic; ``auto`` is bf16 where the device has it.
         loggers: Where losses and metrics are written.
+        artifacts: Also copy the kept checkpoint, the weights, the configuration and TensorBoard's logs to MLflow; they
+            stay in the run's folder too.
     """
 
     epochs: int = Field(default=15, ge=1)
     steps: int | None = Field(default=None, ge=1)
     validate_every: int | None = Field(default=None, ge=1)
     stop_after: int | None = Field(default=None, ge=1)
+    early_stop: int | None = Field(default=None, ge=0)
     keep: Literal["best", "last"] = "best"
     device: Device = "auto"
     precision: Precision = "auto"
     loggers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard", "mlflow")
+    artifacts: bool = False
 
     @property
     def lengths(self) -> tuple[int, int | None]:
@@ -242,7 +297,9 @@ class ChangeTraining(Config):
     seed: int = 0
     pre: Branch
     post: Branch
-    data: Annotated[DataConfig | SimulatedDataConfig | BrightDataConfig, Field(discriminator="source")]
+    data: Annotated[
+        DataConfig | SimulatedDataConfig | BrightDataConfig | LevirDataConfig, Field(discriminator="source")
+    ]
     model: ModelConfig
     loss: LossConfig = LossConfig()
     changed_from: int = Field(default=1, ge=1)
@@ -252,8 +309,17 @@ class ChangeTraining(Config):
     export: ExportConfig | None = None
 
     @model_validator(mode="after")
+    def _validated_by_its_loss(self) -> Self:
+        if self.trainer.early_stop is not None and not isinstance(self.data, LevirDataConfig):
+            raise ValueError(f"early_stop watches the validation loss, which {self.data.source} runs do not have")
+        if self.export is not None and self.model.architecture == "early_fusion_unet":
+            raise ValueError("the baseline early_fusion_unet has no card: leave out export")
+        return self
+
+    @model_validator(mode="after")
     def _one_meaning_of_change(self) -> Self:
-        head = self.model.settings.get("changed_from", self.changed_from)
+        usual = 1 if self.model.architecture == "fusion_unet" else self.changed_from
+        head = self.model.settings.get("changed_from", usual)
         if self.model.settings.get("classes", 1) > 1 and head != self.changed_from:
             raise ValueError(f"changed_from is {self.changed_from} for the labels and {head} for the head")
         if isinstance(self.data, SimulatedDataConfig) and self.changed_from != DAMAGED:
@@ -272,4 +338,18 @@ class ChangeTraining(Config):
             raise ValueError(f"bright has 3 bands before and 1 after, not {bands[0]} and {bands[1]}")
         if {self.pre.unit, self.post.unit} != {"uint8"} or self.pre.level or self.post.level:
             raise ValueError("bright is read as value / 255: give unit uint8 and no level")
+        return self
+
+    @model_validator(mode="after")
+    def _what_levir_has(self) -> Self:
+        if not isinstance(self.data, LevirDataConfig):
+            return self
+        if self.model.settings.get("classes", 1) != 1 or self.changed_from != 1:
+            raise ValueError("levir knows changed and unchanged only: give classes 1 and changed_from 1")
+        if (self.pre.bands, self.post.bands) != (BANDS, BANDS) or {self.pre.unit, self.post.unit} != {"uint8"}:
+            raise ValueError(f"levir has the bands {', '.join(BANDS)} before and after, in uint8")
+        if self.pre.level or self.post.level:
+            raise ValueError("levir is read as value / 255: give no level")
+        if self.augment != AugmentConfig():
+            raise ValueError("levir is varied by data.augment: leave out augment, which is for optical and SAR")
         return self

@@ -1,6 +1,7 @@
 """The card of freshly trained weights."""
 
 from pathlib import Path
+from typing import Literal, cast
 
 from mmcd.cards import Card, Decision, write_card
 from mmcd.training.config import ChangeTraining, ExportConfig
@@ -34,7 +35,7 @@ def write_card_of(
         title=export.title,
         description=export.description,
         event_types=export.event_types,
-        architecture="siamese",
+        architecture=cast(Literal["siamese", "fusion_unet"], config.model.architecture),  # others have no card
         settings=config.model.settings,
         weights=weights.name,
         sha256=sha256,
@@ -52,5 +53,6 @@ def write_card_of(
 
 
 def _decision(config: ChangeTraining, outputs: Outputs, training_share: float) -> Decision:
-    """Fit the card's decision; embeddings that were not trained have no say in it."""
-    return fit_decision(outputs, training_share, config.data.shifts, cosine=config.loss.infonce > 0)
+    """Fit the card's decision; embeddings that were not trained, or are not there, have no say in it."""
+    embedded = config.loss.infonce > 0 and config.model.architecture == "siamese"
+    return fit_decision(outputs, training_share, config.data.shifts, cosine=embedded)

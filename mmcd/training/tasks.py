@@ -1,6 +1,7 @@
 """One LightningModule a job. Here: change between two images, as a mask."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import lightning as L
@@ -8,20 +9,24 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmcd.cards import Branch
 from mmcd.data.base import UNKNOWN, Sample
 from mmcd.data.bright import CLASSES
+from mmcd.data.pair_augment import augment_pairs
 from mmcd.data.transforms import augment
+from mmcd.evaluation import ScoreCounts, average_precision, precision_recall_f1, roc_auc
 from mmcd.losses.contrastive import sample_rois, supervised_infonce
+from mmcd.losses.overlap import combined_iou, combined_iou_classes
 from mmcd.losses.segmentation import binary_cross_entropy, cross_entropy, lovasz_hinge, lovasz_softmax, soft_dice
 from mmcd.models import zoo
-from mmcd.models.siamese import EMBEDDING_STRIDE, ROI, SiameseOutput
+from mmcd.models.siamese import EMBEDDING_STRIDE, ROI, SiameseOutput, change_logit
 from mmcd.score import encode_score
 from mmcd.segmentation_metrics import ConfusionMatrix, grade_summary
-from mmcd.training.config import BrightDataConfig, ChangeTraining
+from mmcd.training.change_metrics import ChangeMetrics
+from mmcd.training.config import BrightDataConfig, ChangeTraining, LevirDataConfig, OptimiserConfig
 from mmcd.training.validation import ShiftedCounts, shifted_metrics
 
 _STEP_SEEDS = 1_000_003
@@ -29,7 +34,7 @@ _STEP_SEEDS = 1_000_003
 
 
 class ChangeTask(L.LightningModule):
-    """Trains any two-image network whose output is a logit or a `SiameseOutput`.
+    """Trains any two-image network whose output is a logit, logits of classes or a `SiameseOutput`.
 
     The contrastive part of the loss applies to networks with embeddings.
 
@@ -48,6 +53,10 @@ class ChangeTask(L.LightningModule):
         self.model = model.to(memory_format=torch.channels_last)
         self._validated: list[tuple[NDArray[np.uint8], NDArray[np.bool_]]] = []
         self._grades: ConfusionMatrix | None = ConfusionMatrix.none(len(CLASSES)) if graded(config) else None
+        self._counts = ScoreCounts.none()
+        # A module cannot hold another one called train or training.
+        kinds = ("of_train", "of_val") if overlapping(config) else ()
+        self.overlap = nn.ModuleDict({kind: ChangeMetrics() for kind in kinds})
 
     def forward(self, batch: Sample) -> Tensor | SiameseOutput:
         """Run the network on a batch of stretched images."""
@@ -58,21 +67,30 @@ class ChangeTask(L.LightningModule):
     def training_step(self, batch: Sample, batch_index: int) -> Tensor:
         """Return the loss of an augmented batch and log its parts."""
         random = torch.Generator().manual_seed(self.config.seed * _STEP_SEEDS + self.global_step)
-        batch = augment(batch, self.config.augment, random, self.config.post.level)
-        parts = self._losses(self(batch), batch, random)
+        if isinstance(self.config.data, LevirDataConfig):
+            batch = augment_pairs(batch, self.config.data.augment, random)
+        else:
+            batch = augment(batch, self.config.augment, random, self.config.post.level)
+        output = self(batch)
+        parts = self._losses(output, batch, random)
         loss = torch.stack(list(parts.values())).sum()
         logged = {f"train/{name}": part.detach() for name, part in parts.items()}
         self.log_dict(
             {"train/loss": loss.detach(), **logged}, on_step=False, on_epoch=True, batch_size=len(batch["pre"])
         )
+        self._count_overlap("of_train", output, batch)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log IoU, F1 and macro Dice of the epoch's augmented batches, where a run is validated by them."""
+        self._log_overlap("of_train", "train")
 
     def _losses(self, output: Tensor | SiameseOutput, batch: Sample, random: torch.Generator) -> dict[str, Tensor]:
         """Return the weighted parts of the loss by name."""
         weights = self.config.loss
-        logit = logit_of(output)[:, 0]
-        target, known = self.changed(batch), batch["valid"] & (batch["target"] != UNKNOWN)
-        classes = output.classes if isinstance(output, SiameseOutput) else None
+        logit = logit_of(output, self.config.changed_from)[:, 0]
+        target, known = self.changed(batch), known_of(batch)
+        classes = classes_of(output)
         parts = {}
         if weights.bce and classes is not None:
             parts["bce"] = weights.bce * cross_entropy(classes, batch["target"], known)
@@ -84,6 +102,11 @@ class ChangeTask(L.LightningModule):
             parts["lovasz"] = weights.lovasz * lovasz_softmax(classes, batch["target"], known)
         elif weights.lovasz:
             parts["lovasz"] = weights.lovasz * lovasz_hinge(logit, target, known)
+        if weights.combined_iou and classes is not None:
+            mixed = combined_iou_classes(classes, batch["target"], known, weights.alpha)
+            parts["combined_iou"] = weights.combined_iou * mixed
+        elif weights.combined_iou:
+            parts["combined_iou"] = weights.combined_iou * combined_iou(logit, target, known, weights.alpha)
         if weights.infonce and isinstance(output, SiameseOutput):
             pairs = sample_rois(
                 output.pre_embedding,
@@ -102,19 +125,30 @@ class ChangeTask(L.LightningModule):
         """Return where a batch's labels count as changed, shape (B, H, W)."""
         return batch["target"] >= self.config.changed_from
 
-    def validation_step(self, batch: Sample, batch_index: int) -> None:
-        """Keep what the metrics of the epoch need: the confusion matrix of classes, else the stored score."""
+    def validation_step(self, batch: Sample, batch_index: int) -> Tensor:
+        """Keep what the metrics of the epoch need: the confusion matrix of classes, counts, or the stored score.
+
+        Returns the logit of change, shape (B, 1, H, W).
+        """
         output = self(batch)
-        logit = logit_of(output)[:, 0]
-        target = self.changed(batch)
-        known = batch["valid"] & (batch["target"] != UNKNOWN)
+        whole = logit_of(output, self.config.changed_from)
+        logit, classes = whole[:, 0], classes_of(output)
+        target, known = self.changed(batch), known_of(batch)
         self.log("val/bce", binary_cross_entropy(logit, target, known), batch_size=len(logit))
-        if self._grades is not None and isinstance(output, SiameseOutput) and output.classes is not None:
+        if self._grades is not None and classes is not None:
             truth = torch.where(known, batch["target"], UNKNOWN).cpu().numpy()
-            self._grades += ConfusionMatrix.of(truth, output.classes.argmax(dim=1).cpu().numpy(), len(CLASSES))
-            return
+            self._grades += ConfusionMatrix.of(truth, classes.argmax(dim=1).cpu().numpy(), len(CLASSES))
+            return whole
         score = encode_score(logit.sigmoid().cpu().numpy(), known.cpu().numpy())
+        if self.overlap:
+            self._count_overlap("of_val", output, batch)
+            self._counts += ScoreCounts.of(score, target.cpu().numpy())
+            # One draw for every batch: the loss that stops a run must not hang on chance.
+            parts = self._losses(output, batch, torch.Generator().manual_seed(self.config.seed))
+            self.log("val/loss", torch.stack(list(parts.values())).sum(), batch_size=len(logit))
+            return whole
         self._validated.append((score, target.cpu().numpy()))
+        return whole
 
     def on_validation_epoch_end(self) -> None:
         """Log BRIGHT's figures, or the metrics of the fold as it is and under lower shares of change."""
@@ -122,20 +156,32 @@ class ChangeTask(L.LightningModule):
             self.log_dict({f"val/{name}": value for name, value in _flat(self._grades).items()})
             self._grades = ConfusionMatrix.none(len(CLASSES))
             return
+        if self.overlap:
+            self._log_overlap("of_val", "val")
+            self.log_dict({f"val/{name}": value for name, value in _plain_metrics(self._counts).items()})
+            self._counts = ScoreCounts.none()
+            return
         counts = ShiftedCounts.of(*(np.concatenate(parts) for parts in zip(*self._validated, strict=True)))
         self._validated.clear()
         metrics = shifted_metrics(counts, self.training_share)
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
 
+    def _count_overlap(self, kind: str, output: Tensor | SiameseOutput, batch: Sample) -> None:
+        if kind in self.overlap:
+            logits = logit_of(output, self.config.changed_from).detach()
+            self.overlap[kind].update(logits, self.changed(batch).long(), known_of(batch))  # type: ignore[operator]
+
+    def _log_overlap(self, kind: str, part: str) -> None:
+        """Log the overlap of all batches since the last time, as figures of a part."""
+        if kind in self.overlap:
+            found: dict[str, float] = self.overlap[kind].compute()  # type: ignore[operator]
+            self.overlap[kind].reset()  # type: ignore[operator]
+            self.log_dict({f"{part}/{name}": value for name, value in found.items()})
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its schedule; vectors (norms, biases) do not decay."""
+        """Return the optimiser and its schedule."""
         options = self.config.optimiser
-        matrices = [parameter for parameter in self.parameters() if parameter.ndim > 1]
-        vectors = [parameter for parameter in self.parameters() if parameter.ndim <= 1]
-        optimiser = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=options.lr,
-        )
+        optimiser = build_optimiser(list(self.parameters()), options)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: rate(step, steps, options.warmup, options.schedule)
@@ -143,9 +189,33 @@ class ChangeTask(L.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def build_optimiser(parameters: Sequence[nn.Parameter], options: OptimiserConfig) -> torch.optim.Optimizer:
+    """Return Adam or AdamW over some parameters; vectors (norms, biases) do not decay."""
+    kind = torch.optim.AdamW if options.kind == "adamw" else torch.optim.Adam
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return kind(
+        [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=options.lr,
+    )
+
+
 def graded(config: ChangeTraining) -> bool:
     """Return whether a run is validated by the classes of its head, as BRIGHT's protocol does, and not by its score."""
     return isinstance(config.data, BrightDataConfig)
+
+
+def overlapping(config: ChangeTraining) -> bool:
+    """Return whether a run is validated by loss and overlap, as reference system 1 is."""
+    return isinstance(config.data, LevirDataConfig)
+
+
+def _plain_metrics(counts: ScoreCounts) -> dict[str, float]:
+    return {
+        "auc": roc_auc(counts),
+        "ap": average_precision(counts),
+        "best_f1": float(precision_recall_f1(counts)[2].max()),
+    }
 
 
 def _flat(grades: ConfusionMatrix) -> dict[str, float]:
@@ -181,9 +251,28 @@ def normalise(image: Tensor, valid: Tensor, branch: Branch) -> Tensor:
     return normalised.contiguous(memory_format=torch.channels_last)
 
 
-def logit_of(output: Tensor | SiameseOutput) -> Tensor:
-    """Return the logit, shape (B, 1, H, W)."""
-    return output.logit if isinstance(output, SiameseOutput) else output
+def known_of(batch: Sample) -> Tensor:
+    """Return where both images hold data and the label is known, shape (B, H, W)."""
+    return batch["valid"] & (batch["target"] != UNKNOWN)
+
+
+def classes_of(output: Tensor | SiameseOutput) -> Tensor | None:
+    """Return the logits of classes, shape (B, K, H, W); None of a network that only tells change."""
+    if isinstance(output, SiameseOutput):
+        return output.classes
+    return output if output.shape[1] > 1 else None
+
+
+def logit_of(output: Tensor | SiameseOutput, changed_from: int = 1) -> Tensor:
+    """Return the logit of change, shape (B, 1, H, W).
+
+    Args:
+        output: What a network said.
+        changed_from: First class that counts as changed, where it gave logits of classes.
+    """
+    if isinstance(output, SiameseOutput):
+        return output.logit
+    return change_logit(output, changed_from) if output.shape[1] > 1 else output
 
 
 def roi_share(mask: Tensor) -> Tensor:

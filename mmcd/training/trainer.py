@@ -1,6 +1,6 @@
 """Runs a training job through Lightning: data, folds, loggers, checkpoints, resume, and the weights with their card."""
 
-import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,55 +8,38 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Subset
 
 from mmcd.data.base import PairDataset, Sample
 from mmcd.data.bright_pairs import BrightCrops, BrightPairs
-from mmcd.data.ombria import Ombria
-from mmcd.data.simulated import Simulated
 from mmcd.data.transforms import mirrored
-from mmcd.errors import ConfigError, DataError
 from mmcd.models import zoo
 from mmcd.models.devices import choose_device, choose_precision
+from mmcd.models.fusion_unet import FusionUNet, refuse_random_trunk
+from mmcd.models.pretrained import fetch_imagenet
 from mmcd.models.siamese import SiameseOutput
 from mmcd.progress import Progress, silent
 from mmcd.samplers import GroupBatchSampler
-from mmcd.training.config import BrightDataConfig, ChangeTraining, SimulatedDataConfig
+from mmcd.training.config import ChangeTraining
+from mmcd.training.panels import Panels, keep_artifacts
 from mmcd.training.release import write_card_of
 from mmcd.training.runs import LAST, Report, Stop, fit, make_loggers, run_folder
+from mmcd.training.splits import Split, open_split
 from mmcd.training.steps import StepBatches
-from mmcd.training.tasks import ChangeTask, graded, logit_of
-from mmcd.training.validation import Outputs, grouped_folds
-
-logger = logging.getLogger(__name__)
+from mmcd.training.tasks import ChangeTask, graded, logit_of, overlapping
+from mmcd.training.validation import Outputs
 
 MONITOR = "val/ap_shift"
 CLASS_MONITOR = "val/miou"
 """What chooses the best weights of a run that is validated by its classes."""
 
+LOSS_MONITOR = "val/loss"
+"""What chooses the best weights of a run that is validated by its loss, and stops one early: the lowest."""
+
 MARGIN = 128
 """Pixels of mirrored context around a tile: the halo that inference gives every block."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """A data set and which of its samples train and validate.
-
-    Attributes:
-        dataset: All samples.
-        training: Indices of the training samples.
-        held_out: Indices of the validation fold; empty when everything trains.
-        share: Share of change of the data; validation is weighted to parts of it.
-        calibrating: Indices of the validation samples that calibrate the card; None for all.
-    """
-
-    dataset: PairDataset
-    training: NDArray[np.intp]
-    held_out: NDArray[np.intp]
-    share: float
-    calibrating: NDArray[np.intp] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,56 +59,6 @@ class TrainedRun:
     card: Path | None
 
 
-def open_split(config: ChangeTraining, progress: Progress = silent) -> Split:
-    """Open the data set and hold out the fold or the scenes of the configuration.
-
-    Args:
-        config: The run's configuration.
-        progress: Told of the scenes that are simulated or checked; may raise to stop.
-
-    Raises:
-        DataError: The data set is not there or too small to split.
-        ConfigError: There is no such fold.
-    """
-    options = config.data
-    if isinstance(options, SimulatedDataConfig):
-        simulated = Simulated(options.scenes, progress)
-        natural = float(simulated.changed_share[simulated.validation].mean())
-        return Split(simulated, simulated.training, simulated.validation, natural)
-    if isinstance(options, BrightDataConfig):
-        return _bright_split(options, progress)
-    dataset = Ombria(options.root, options.event, (config.pre, config.post))
-    everything, share = np.arange(len(dataset)), float(dataset.changed_share.mean())
-    if options.fold is None:
-        return Split(dataset, everything, everything[:0], share)
-    if options.fold >= options.folds:
-        raise ConfigError(
-            f"Fold {options.fold} of {options.folds} does not exist.", "Folds are counted from 0: --set data.fold=0."
-        )
-    held_out = grouped_folds(dataset.groups, dataset.changed_share, options.folds)[options.fold]
-    return Split(dataset, np.setdiff1d(everything, held_out), held_out, share)
-
-
-def _bright_split(options: BrightDataConfig, progress: Progress) -> Split:
-    """Open BRIGHT's train and val tiles.
-
-    Raises:
-        DataError: A list or a tile cannot be used, or no tile that calibrates the card shows damage.
-    """
-    pairs = BrightPairs(options, progress)
-    for line in pairs.warnings:
-        logger.warning(line)
-    step = -(-len(pairs.validation) // options.calibration_tiles)
-    calibrating = pairs.validation[::step]
-    share = float(pairs.shares(calibrating).mean())
-    if not share:
-        raise DataError(
-            f"None of the {len(calibrating):,} val tiles that would calibrate the model shows damage.",
-            "Give a val list with damaged or destroyed buildings, or more of it: --set data.calibration_tiles=N.",
-        )
-    return Split(pairs, pairs.training, pairs.validation, share, calibrating)
-
-
 def run_training(config: ChangeTraining, resume: bool = False, progress: Progress = silent) -> TrainedRun:
     """Train, keep the checkpoint that is asked for, write its outputs on the fold and export weights with a card.
 
@@ -135,7 +68,8 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
         progress: Called after every step.
 
     Raises:
-        ConfigError: The run exists and is not resumed, or is resumed and does not exist.
+        ConfigError: The run exists and is not resumed, or is resumed and does not exist; weights cannot be fetched.
+        ModelError: The trunk is frozen and random.
         Cancelled: ``progress`` asked to stop; the run can be resumed.
     """
     folder = run_folder(config.name, config.to_yaml(), resume)
@@ -143,24 +77,46 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
     split = open_split(config, progress)
     task = ChangeTask(config, split.share)
     last = folder / LAST
+    if not resume and isinstance(task.model, FusionUNet):
+        prepare_trunks(task.model, config)
     trainer = _trainer(config, folder, len(split.held_out) > 0, progress)
     _fit(trainer, task, split, last if resume else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     kept = last if config.trainer.keep == "last" or not len(split.held_out) else folder / "best.ckpt"
     stored = torch.load(kept, map_location="cpu", weights_only=False)
     task.load_state_dict(stored["state_dict"])
-    return _finish(config, folder, task, split, metrics)
+    run = _finish(config, folder, task, split, metrics)
+    if config.trainer.artifacts:
+        made = [kept, folder / "config.yaml", run.weights, run.card, folder / "tensorboard"]
+        keep_artifacts(trainer.loggers, [path for path in made if path is not None and path.exists()])
+    return run
+
+
+def prepare_trunks(model: FusionUNet, config: ChangeTraining) -> None:
+    """Load the weights that the trunks start from.
+
+    Raises:
+        ConfigError: They cannot be fetched.
+        ModelError: A trunk is frozen and stays random.
+    """
+    if config.model.pretrained == "imagenet":
+        for prefix, trunk in model.trunks.items():
+            model.load_trunk(fetch_imagenet(trunk), "post" if prefix else "pre")
+    refuse_random_trunk(model, config.model.force_random_trunk)
 
 
 def _fit(trainer: L.Trainer, task: ChangeTask, split: Split, checkpoint: Path | None) -> None:
     config = task.config
-    fit(
-        trainer,
-        task,
-        _training_loader(split, config),
-        _plain_loader(split.dataset, split.held_out, config) if len(split.held_out) else None,
-        checkpoint,
-    )
+    with warnings.catch_warnings():
+        # A frozen trunk is in evaluation mode on purpose.
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
+        fit(
+            trainer,
+            task,
+            _training_loader(split, config),
+            _plain_loader(split.dataset, split.held_out, config) if len(split.held_out) else None,
+            checkpoint,
+        )
 
 
 def predict(task: ChangeTask, dataset: PairDataset, indices: NDArray[np.intp], config: ChangeTraining) -> Outputs:
@@ -176,8 +132,9 @@ def predict(task: ChangeTask, dataset: PairDataset, indices: NDArray[np.intp], c
         moved: Any = {name: torch.as_tensor(values).to(device) for name, values in mirrored(batch, MARGIN).items()}
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = task(moved)
-        logits.append(_inner(logit_of(output)))
-        far = output.distance if isinstance(output, SiameseOutput) else torch.zeros_like(logit_of(output))
+        logit = logit_of(output, config.changed_from)
+        logits.append(_inner(logit))
+        far = output.distance if isinstance(output, SiameseOutput) else torch.zeros_like(logit)
         distances.append(_inner(far))
         changed.append(task.changed(batch).numpy())
     return Outputs(
@@ -218,11 +175,18 @@ def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Pr
     # The last epoch has a checkpoint of its own: Lightning's save_last only follows the best one. It is written after
     # the best one, because it holds what a resumed run knows of it.
     epochs, _ = config.trainer.lengths
-    monitor = CLASS_MONITOR if graded(config) else MONITOR
+    best: dict[str, Any] = {"monitor": CLASS_MONITOR if graded(config) else MONITOR, "mode": "max"}
+    if overlapping(config):
+        best = {"monitor": LOSS_MONITOR, "mode": "min"}
     always: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
     checkpoints = [ModelCheckpoint(filename="last", **always)]
     if validates:
-        checkpoints.insert(0, ModelCheckpoint(filename="best", monitor=monitor, mode="max", **always))
+        checkpoints.insert(0, ModelCheckpoint(filename="best", **best, **always))
+    patience = config.trainer.early_stop
+    watching: list[Callback] = [Panels()] if overlapping(config) else []
+    if patience is not None:
+        # One more than waited for: Lightning stops with the last epoch that it waits for.
+        watching.append(EarlyStopping(LOSS_MONITOR, patience=patience + 1, mode="min"))
     return L.Trainer(
         accelerator=device.type,
         devices=1,
@@ -232,6 +196,7 @@ def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Pr
         logger=make_loggers(config.trainer.loggers, folder, config.model_dump(mode="json", exclude={"export"})),
         callbacks=[
             EMAWeightAveraging(decay=config.optimiser.ema),
+            *watching,
             *checkpoints,
             Report(progress),
             Stop(config.trainer.stop_after or epochs),

@@ -113,7 +113,57 @@ def test_dropout_is_on_two_skips_only(small):
     assert 0.25 < float((left[given > 0] == 0).float().mean()) < 0.35
 
 
+# --- shorter and narrower ---
+
+
+@pytest.mark.parametrize(("levels", "settings"), [(3, {"width": 0.5}), (4, {"width": 0.3}), (4, {"trunk": "swin_t"})])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_shorter_and_narrower_form_answers_at_any_size(fusion, levels, settings):
+    model = meta(fusion=fusion, levels=levels, **{"trunk": "resnet18", "embed_dim": 256} | settings)
+    with META:
+        assert model(*(torch.zeros(1, 3, 45, 70) for _ in range(2))).shape == (1, 1, 45, 70)
+    names = {name.split(".")[0] for name in model.state_dict()}
+    assert f"encoder{levels}" in names and f"decoder{levels}" in names
+    assert not any(name.endswith(str(level)) for name in names for level in range(levels + 1, 6))
+    assert model.multiple == scales_of(model.trunks[""]).strides[levels]
+
+
+def test_width_scales_fused_and_decoded_channels():
+    model = meta(trunk="resnet18", levels=4, width=0.5, embed_dim=256)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert shapes["fuse1.weight"] == (32, 128, 3, 3) and shapes["fuse4.weight"] == (128, 512, 3, 3)
+    assert shapes["decoder4.weight"] == (128, 128, 2, 2) and shapes["decoder3.weight"] == (256, 64, 2, 2)
+    assert shapes["decoder2.weight"] == (32, 128, 3, 3) and shapes["decoder1.weight"] == (64, 1, 2, 2)
+
+
+def test_a_shorter_trunk_takes_the_first_stages_of_public_weights():
+    torch.manual_seed(0)
+    public = torchvision.models.resnet18(weights=None).state_dict()
+    model = FusionUNet(trunk="resnet18", levels=3, width=0.25)
+    model.load_trunk(public)
+    assert torch.equal(model.encoder3[1].conv2.weight, public["layer2.1.conv2.weight"]) and not model.trunk_is_random
+    with pytest.raises(ModelError, match="resnet18"):
+        model.load_trunk(torchvision.models.resnet34(weights=None).state_dict())
+    with pytest.raises(ModelError, match="of the trunk resnet34"):
+        load_reference(model, meta(trunk="resnet34", levels=3, width=0.25).state_dict())
+    with pytest.raises(ModelError, match="differs in") as refused:
+        load_reference(model, meta(trunk="resnet18").state_dict())
+    assert "levels" in refused.value.hint
+
+
+@pytest.mark.parametrize("settings", [{"levels": 2}, {"levels": 6}, {"width": 0}, {"classes": 3, "changed_from": 3}])
+def test_impossible_forms_are_refused(settings):
+    with pytest.raises(ModelError):
+        meta(trunk="resnet18", **settings)
+
+
 # --- what stays frozen ---
+
+
+def test_a_frozen_trunk_is_in_evaluation_mode_before_anyone_asks():
+    model = meta(trunk="resnet18")
+    assert not model.encoder2.training and not model.encoder2[0].bn1.training and model.decoder5_bn.training
+    assert meta(trunk="resnet18", finetune=True).encoder2.training
 
 
 def statistics(model: FusionUNet) -> torch.Tensor:
