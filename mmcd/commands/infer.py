@@ -34,7 +34,7 @@ infer_app = typer.Typer(help="Score image pairs.", no_args_is_help=True)
 @infer_app.command("predict")
 def infer_predict(
     pre: Annotated[Path | None, typer.Argument(help="Optical image before.")] = None,
-    post: Annotated[Path | None, typer.Argument(help="Radar image after.")] = None,
+    post: Annotated[Path | None, typer.Argument(help="Radar or optical image after.")] = None,
     *,
     out: Annotated[
         Path,
