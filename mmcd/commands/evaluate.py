@@ -9,11 +9,13 @@ from mmcd.commands.terminal import DeviceOption, JsonFlag, PrecisionOption, Prog
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="Name or card.")],
-    dataset: Annotated[str, typer.Option(help="ombria or bright.")],
+    model: Annotated[str, typer.Option(help="Name or card; for levir also a checkpoint of reference system 1, .pth.")],
+    dataset: Annotated[str, typer.Option(help="ombria, bright or levir.")],
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],
     event: Annotated[str | None, typer.Option(help="One event of the data set.")] = None,
-    split: Annotated[str | None, typer.Option(help="train or test; BRIGHT also has val and holdout.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train or test; levir also has val, BRIGHT val and holdout.")
+    ] = None,
     lists: Annotated[
         Path | None, typer.Option(help="Folder of BRIGHT's split lists; `splits` in its folder when left out.")
     ] = None,

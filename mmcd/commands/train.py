@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mmcd.commands.terminal import JsonFlag, ProgressBar, print_json, report
+from mmcd.commands.terminal import DeviceOption, JsonFlag, PrecisionOption, ProgressBar, print_json, report
 
 train_app = typer.Typer(help="Train models.", no_args_is_help=True)
 
@@ -33,3 +33,41 @@ def train_start(
         print_json(result.to_dict())
     else:
         report(f"Trained {request.config.stem}", result.to_dict())
+
+
+@train_app.command("plot")
+def train_plot(
+    run: Annotated[str | None, typer.Argument(help="Name or folder of a finished run; or give --model.")] = None,
+    *,
+    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
+    model: Annotated[
+        str | None, typer.Option(help="Name or card, or a checkpoint of reference system 1, .pth, instead of a run.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="Layout of the data set: levir.")] = "levir",
+    split: Annotated[str | None, typer.Option(help="train, val or test; the first pairs of all if left out.")] = None,
+    samples: Annotated[int, typer.Option(help="Pairs to draw, the first ones; no others are read.")] = 10,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("results.png"),
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    json_output: JsonFlag = False,
+) -> None:
+    """Draw what a model says of the first pairs: both images, the label, and the prediction above its threshold."""
+    from mmcd.services.plot_predictions import PlotRequest, plot_predictions
+
+    request = PlotRequest.checked(
+        run=run,
+        model=model,
+        dataset=dataset,
+        root=root,
+        split=split,
+        samples=samples,
+        out=out,
+        device=device,
+        precision=precision,
+    )
+    with ProgressBar() as progress:
+        result = plot_predictions(request, progress)
+    if json_output:
+        print_json(result.to_dict())
+    else:
+        report(f"Drew {len(result.pairs)} pairs", result.to_dict())

@@ -261,7 +261,7 @@ def load_reference(model: FusionUNet, state: Mapping[str, Any]) -> None:
     if len(fitting) == len(wanted) == len(tensors):
         model.load_state_dict(tensors)
         return
-    found = trunk_of({name[7:]: tensor.shape for name, tensor in tensors.items() if name.startswith("encoder")})
+    found = reference_trunk(tensors)
     if found and found != model.trunks[""]:
         raise ModelError(
             f"The checkpoint is of the trunk {found}, the model has {model.trunks['']}.", f"Set `trunk: {found}`."
@@ -274,12 +274,27 @@ def load_reference(model: FusionUNet, state: Mapping[str, Any]) -> None:
     )
 
 
+def reference_trunk(state: Mapping[str, Any]) -> FeatureTrunk | None:
+    """Return which trunk a checkpoint of reference system 1 has; None if it has none that is known.
+
+    Args:
+        state: State dict, or a dict that holds one.
+    """
+    tensors = reference_names(state)
+    return trunk_of({name[7:]: tensor.shape for name, tensor in tensors.items() if name.startswith("encoder")})
+
+
 def reference_names(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint under the model's names: without wrappers of data parallel or compiled models.
 
     Args:
         state: State dict, or a dict that holds one.
+
+    Raises:
+        ModelError: It is no dict.
     """
+    if not isinstance(state, Mapping):
+        raise ModelError("The checkpoint holds no weights by name.", "Give a state dict of the fusion UNet.")
     for key in ("model_state_dict", "state_dict"):
         inner = state.get(key)
         if isinstance(inner, Mapping):

@@ -5,6 +5,7 @@ from typing import Any
 from mmcd.progress import Progress, silent
 from mmcd.services.evaluate_bright import evaluate_bright
 from mmcd.services.evaluate_cross_event import evaluate_cross_events
+from mmcd.services.evaluate_levir import evaluate_levir
 from mmcd.services.evaluate_ombria import evaluate_ombria
 from mmcd.services.evaluate_request import ALL_EVENTS, DatasetName, EvaluateRequest, without_nan
 
@@ -24,6 +25,8 @@ def evaluate(request: EvaluateRequest, progress: Progress = silent) -> dict[str,
     """
     if request.dataset == "ombria":
         found = evaluate_ombria(request, progress)
+    elif request.dataset == "levir":
+        found = evaluate_levir(request, progress)
     elif request.hold_out == ALL_EVENTS:
         found = evaluate_cross_events(request, progress)
     else:

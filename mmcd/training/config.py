@@ -141,18 +141,23 @@ class ModelConfig(Config):
         architecture: Name in ``mmcd.models.zoo``.
         settings: Arguments of its class.
         pretrained: What the trunk of a ``fusion_unet`` starts from: random weights, or ImageNet's, which are fetched.
+        checkpoint: Checkpoint of reference system 1, or a state dict of this form, to start from; all of it must fit.
         force_random_trunk: Train even if the trunk is frozen and random, to test the machinery.
     """
 
     architecture: Architecture
     settings: dict[str, Any] = Field(default_factory=dict)
     pretrained: Literal["none", "imagenet"] = "none"
+    checkpoint: Path | None = None
     force_random_trunk: bool = False
 
     @model_validator(mode="after")
     def _trunks_that_can_start(self) -> Self:
-        if self.architecture != "fusion_unet" and (self.pretrained != "none" or self.force_random_trunk):
-            raise ValueError(f"pretrained and force_random_trunk are for a fusion_unet, not a {self.architecture}")
+        started = self.pretrained != "none" or self.checkpoint is not None or self.force_random_trunk
+        if self.architecture != "fusion_unet" and started:
+            raise ValueError(
+                f"pretrained, checkpoint and force_random_trunk are for a fusion_unet, not a {self.architecture}"
+            )
         return self
 
 

@@ -16,8 +16,9 @@ from mmcd.data.base import PairDataset, Sample
 from mmcd.data.bright_pairs import BrightCrops, BrightPairs
 from mmcd.data.transforms import mirrored
 from mmcd.models import zoo
+from mmcd.models.checkpoints import read_plain
 from mmcd.models.devices import choose_device, choose_precision
-from mmcd.models.fusion_unet import FusionUNet, refuse_random_trunk
+from mmcd.models.fusion_unet import FusionUNet, load_reference, refuse_random_trunk
 from mmcd.models.pretrained import fetch_imagenet
 from mmcd.models.siamese import SiameseOutput
 from mmcd.progress import Progress, silent
@@ -78,7 +79,7 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
     task = ChangeTask(config, split.share)
     last = folder / LAST
     if not resume and isinstance(task.model, FusionUNet):
-        prepare_trunks(task.model, config)
+        prepare_weights(task.model, config)
     trainer = _trainer(config, folder, len(split.held_out) > 0, progress)
     _fit(trainer, task, split, last if resume else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -92,14 +93,16 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
     return run
 
 
-def prepare_trunks(model: FusionUNet, config: ChangeTraining) -> None:
-    """Load the weights that the trunks start from.
+def prepare_weights(model: FusionUNet, config: ChangeTraining) -> None:
+    """Load the weights that a network starts from: all of them from a checkpoint, or those of the trunks.
 
     Raises:
         ConfigError: They cannot be fetched.
-        ModelError: A trunk is frozen and stays random.
+        ModelError: The checkpoint is of another form, or a trunk is frozen and stays random.
     """
-    if config.model.pretrained == "imagenet":
+    if config.model.checkpoint is not None:
+        load_reference(model, read_plain(config.model.checkpoint))
+    elif config.model.pretrained == "imagenet":
         for prefix, trunk in model.trunks.items():
             model.load_trunk(fetch_imagenet(trunk), "post" if prefix else "pre")
     refuse_random_trunk(model, config.model.force_random_trunk)
