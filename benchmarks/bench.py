@@ -15,6 +15,8 @@
     i  the same pair through the U-Net that BRIGHT was published with
     j  training pairs a second of the dense form against the patch form
     k  the patch metadata of 100 tiles against the reference's loop
+    l  megapixels a second through the fusion UNet with each trunk, and its operations against a large convolution's
+    m  training images a second of the fusion UNet: trunk frozen, its features kept on disk, and trained too
 
 Each part runs in a process of its own, on one thread where nothing else is said; all share a workspace that is thrown
 away.
@@ -70,6 +72,8 @@ PARTS = (
     Part("i", ("bench_networks:published_unet",)),
     Part("j", ("bench_reference:training_pairs",)),
     Part("k", ("bench_reference:patch_index",)),
+    Part("l", ("bench_fusion:inference",)),
+    Part("m", ("bench_fusion:training",)),
 )
 
 

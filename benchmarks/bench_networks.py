@@ -75,9 +75,9 @@ def arithmetic_speed(options: Options) -> list[Row]:
     works: dict[str, Callable[[], object]] = {}
     for name, engine in engines.items():
         works[f"{name} pass"] = _pass(engine, tile)
-        works[f"{name} convolution"] = _convolution(torch.bfloat16 if name == "bf16" else torch.float32)
-    network = _operations(works["fp32 pass"])
-    single = _operations(works["fp32 convolution"])
+        works[f"{name} convolution"] = convolution(torch.bfloat16 if name == "bf16" else torch.float32)
+    network = operations(works["fp32 pass"])
+    single = operations(works["fp32 convolution"])
     times = interleaved(works, options.rounds)
     rows = []
     for name in engines:
@@ -218,7 +218,8 @@ def _stacked(model: nn.Module, images: Images, dtype: torch.dtype) -> Callable[[
     return lambda: _inferred(model, dtype, stack)
 
 
-def _convolution(dtype: torch.dtype) -> Callable[[], object]:
+def convolution(dtype: torch.dtype) -> Callable[[], object]:
+    """Return one large 3x3 convolution: the most that a network of them can hope for."""
     layer = nn.Conv2d(_CONV_CHANNELS, _CONV_CHANNELS, kernel_size=3, padding=1, bias=False)
     layer = layer.to(dtype=dtype, memory_format=torch.channels_last)
     image = torch.randn(1, _CONV_CHANNELS, _CONV_SIDE, _CONV_SIDE, dtype=dtype)
@@ -235,7 +236,7 @@ def _tensor(image: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(image[None]).contiguous(memory_format=torch.channels_last)
 
 
-def _operations(work: Callable[[], object]) -> int:
+def operations(work: Callable[[], object]) -> int:
     """Return the floating point operations of a call, a multiplication and an addition counted as two."""
     with FlopCounterMode(display=False) as counter:
         work()

@@ -94,6 +94,13 @@ def test_a_row_survives_the_way_between_processes(load, bench_table):
     assert bench._row(json.loads(json.dumps(asdict(row)))) == row
 
 
+def test_every_part_has_a_letter_of_its_own_and_its_functions(load):
+    parts = load("bench").PARTS
+    assert [part.letter for part in parts] == sorted({part.letter for part in parts})
+    for module, name in (function.split(":") for part in parts for function in part.functions):
+        assert f"\ndef {name}(options: Options) -> list[Row]:" in (ROOT / f"benchmarks/{module}.py").read_text()
+
+
 def test_an_unknown_part_is_refused():
     command = [sys.executable, str(ROOT / "benchmarks/bench.py"), "--only", "a,z"]
     done = subprocess.run(command, capture_output=True, text=True)
