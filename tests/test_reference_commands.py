@@ -28,6 +28,8 @@ SMALLER = {
     "data simulate": f"--size {TILE} --gsd 1 --scenes 6",
     "infer threshold": "--device cpu",
     "infer predict": "--device cpu --stride 64",
+    "train plot": "--device cpu --samples 1",
+    "evaluate --model": "--device cpu",
 }
 """Options that shorten a command."""
 
@@ -76,3 +78,28 @@ def test_the_commands_of_system_0_run_one_after_the_other(place: Path, workspace
     evaluated = found["infer predict"]["distance"]["evaluation"]
     assert [row["threshold"] for row in evaluated["thresholds"]] == [0.8, 1.0, 1.25, 1.5]
     assert (place / "output" / "predictions" / "change_prediction.png").is_file()
+
+
+CONFIG_1 = {
+    "data": {"size": 128, "batch_size": 2, "validation_batch_size": 1, "workers": 0},
+    "model": {
+        "settings": {"trunk": "resnet18", "levels": 3, "width": 0.125},
+        "pretrained": "none",
+        "force_random_trunk": True,
+    },
+    "trainer": {"epochs": 1, "device": "cpu", "loggers": []},
+}
+
+
+def test_the_commands_of_system_1_run_one_after_the_other(place: Path, workspace: Path) -> None:
+    shipped = yaml.safe_load((ROOT / "configs" / "reference1.yaml").read_text())
+    (place / "configs" / "reference1.yaml").write_text(yaml.safe_dump(merged(shipped, CONFIG_1)))
+    found = {}
+    for words in commands(2):
+        if words[1] == "evaluate":
+            (place / "reference1.toml").symlink_to(found["train start"]["card"])
+            (place / "reference1.safetensors").symlink_to(found["train start"]["weights"])
+        found[" ".join(words[1:3])] = run(words)
+    measured = found["evaluate --model"]
+    assert measured["tiles"] >= 1 and 0 < measured["macro_dice_with_background"] <= 1
+    assert (place / "results.png").is_file() and len(found["train plot"]["pairs"]) == 1

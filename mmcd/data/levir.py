@@ -94,10 +94,13 @@ class LevirPairs:
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
         pre, post = (self._resized(read_image(path, len(BANDS))) for path in (pair.pre, pair.post))
-        label = read_label(pair.label)[0]
-        target = self._target(label)
+        target = self.target(index)
         valid = np.ones(target.shape, dtype=np.bool_)
         return to_sample(pre, post, target, valid, index)
+
+    def target(self, index: int) -> NDArray[np.uint8]:
+        """Return 1 where a building changed and 0 elsewhere, resized, without reading the images; shape (H, W)."""
+        return self._target(read_label(self.pairs[index].label)[0])
 
     @cached_property
     def _seen(self) -> tuple[NDArray[np.float64], tuple[str, ...]]:

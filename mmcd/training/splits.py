@@ -103,10 +103,10 @@ def _levir_split(options: LevirDataConfig) -> Split:
         raise DataError(pairs.warnings[-1], "Resize all of them: --set data.size=512.")
     for line in pairs.warnings:
         logger.warning(line)
-    share = float(pairs.changed_share[pairs.rows["val"]].mean())
+    share = float(np.mean([pairs.target(index).mean() for index in pairs.rows["val"].tolist()]))
     if not share:
         raise DataError(
-            f"None of the {len(pairs.rows['val']):,} val pairs in {options.root} shows change.",
+            f"None of the {len(pairs.rows['val']):,} val pairs in {options.root} shows change at the size trained on.",
             "Give val pairs with 255 where a building changed: they choose the weights and calibrate them.",
         )
     return Split(pairs, pairs.rows["train"], pairs.rows["val"], share)
