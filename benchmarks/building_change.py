@@ -1,0 +1,198 @@
+"""Train, compare, release and try ``building-change-sim`` on simulated pairs of towns it never saw.
+
+    python benchmarks/building_change.py train      # three seeds of each network, each about five minutes on a core
+    python benchmarks/building_change.py table      # results of the finished runs on the test towns
+    python benchmarks/building_change.py release    # write weights/building-change-sim.*: the seed validation prefers
+    python benchmarks/building_change.py xbd --root DIR --out DIR   # destroyed buildings of xBD as pairs to evaluate
+
+The fusion UNet of reference system 1 (made small: see the configuration), the same with the absolute difference instead
+of both feature maps side by side (the siamese difference network), and both images stacked into one U-Net. All start
+from random weights, see the same pairs and take the same number of steps. Positive is changed; pixels are pooled over
+the test towns. Calibration and threshold are fitted on the towns of val.
+
+Real pairs are measured with ``mmcd evaluate --dataset levir``. ``xbd`` writes pairs of xBD (images/ and labels/) in
+LEVIR-CD's layout, with what is graded destroyed as change: another question than the network was trained for.
+"""
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from PIL import Image
+from rasterio.features import rasterize
+from seeds import Row, differences, rounded, summarise, train_once
+
+from mmcd.calibration import LogisticCalibration
+from mmcd.cards import Decision, file_sha256, read_card, write_card
+from mmcd.data.levir import LevirPairs
+from mmcd.evaluation import ScoreCounts, average_precision, summary
+from mmcd.models import zoo
+from mmcd.paths import workspace
+from mmcd.services.evaluate_levir import macro_dice
+from mmcd.services.simulate import SimulateRequest
+from mmcd.services.simulate_levir import simulate_levir
+from mmcd.training.config import ChangeTraining
+from mmcd.training.release import write_card_of
+from mmcd.training.tasks import ChangeTask
+from mmcd.training.trainer import predict
+from mmcd.training.validation import Outputs, fit_decision
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "building-change-sim"
+CONFIG = ROOT / f"configs/{NAME}.yaml"
+PAIRS, SIZE, FIRST = 360, 256, 9_000_000
+SEEDS = (0, 1, 2)
+SMALL = {"trunk": "resnet18", "levels": 3, "width": 0.5, "embed_dim": 256, "finetune": True}
+FUSED = "fusion unet"
+MODELS: dict[str, dict[str, Any]] = {
+    FUSED: {},
+    "siamese difference": {"model.settings": {**SMALL, "fusion": "absdiff"}},
+    "early-fusion unet": {"model.architecture": "early_fusion_unet", "model.settings": {"trunk": "resnet18"}},
+}
+"""What differs from the configuration in each network."""
+
+FIGURES = ("pixel_auc", "average_precision", "f1", "iou", "macro_dice_with_background")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run and its outputs on towns it has not seen."""
+
+    model: str
+    seed: int
+    folder: Path
+    validation: Outputs
+    test: Outputs
+
+
+def pairs() -> Path:
+    """Return the folder of the simulated pairs, written once."""
+    root = workspace() / "building-change"
+    if not root.exists():
+        simulate_levir(SimulateRequest(out=root, scenes=PAIRS, size=SIZE, seed=FIRST, layout="levir"))
+    return root
+
+
+def name_of(model: str, seed: int) -> str:
+    return f"{NAME}-{model.replace(' ', '-')}-seed{seed}"
+
+
+def train_all() -> None:
+    root = str(pairs())
+    for seed in SEEDS:
+        for model, changes in MODELS.items():
+            train_once(CONFIG, name_of(model, seed), {"seed": seed, "export": None, "data.root": root, **changes})
+
+
+def finished_runs() -> list[Run]:
+    found = []
+    for model in MODELS:
+        for seed in SEEDS:
+            folder = workspace() / "training" / name_of(model, seed)
+            if (folder / f"{folder.name}.safetensors").exists():
+                found.append(Run(model, seed, folder, Outputs.load(folder / "held_out.npz"), test_outputs(folder)))
+    return found
+
+
+def test_outputs(folder: Path) -> Outputs:
+    """Return the outputs over the test towns, computed once for each trained run."""
+    stored = folder / "test.npz"
+    if not stored.exists():
+        config = ChangeTraining.from_yaml(folder / "config.yaml")
+        task = ChangeTask(config, training_share=0.0)
+        zoo.load_weights(task.model, folder / f"{config.name}.safetensors")
+        test = LevirPairs(pairs(), "test")
+        predict(task, test, test.rows["test"], config).save(stored)
+    return Outputs.load(stored)
+
+
+def rows(runs: list[Run]) -> list[Row]:
+    """Return one row a run; calibration and threshold are fitted on the towns of val."""
+    table = []
+    for run in runs:
+        decision = decision_of(run)
+        counts = ScoreCounts.of(scores(run.test, decision), run.test.changed)
+        figures = summary(counts, decision.threshold)
+        row = {"model": run.model, "score": "head", "split": "test", "seed": run.seed}
+        whole = {"macro_dice_with_background": macro_dice(counts, decision.threshold)}
+        table.append(row | {"threshold": decision.threshold, **figures, **whole})
+    return table
+
+
+def decision_of(run: Run) -> Decision:
+    return fit_decision(run.validation, float(run.validation.changed.mean()), (1.0,), cosine=False)
+
+
+def scores(outputs: Outputs, decision: Decision) -> np.ndarray:
+    """Return the stored scores of tiles under a decision, shape (N, H, W)."""
+    return outputs.scored(LogisticCalibration(decision.head_weight, decision.cosine_weight, decision.intercept))
+
+
+def compared(table: list[Row]) -> list[Row]:
+    """Return means over seeds, and the lead of the fusion UNet over the others."""
+    others = [(model, "head") for model in MODELS if model != FUSED]
+    return summarise(table, (*FIGURES, "ece")) + differences(table, (FUSED, "head"), others, FIGURES)
+
+
+def release(runs: list[Run], table: list[Row]) -> None:
+    """Write the fusion UNet that validation prefers and its card."""
+    best = max((run for run in runs if run.model == FUSED), key=validation_ap)
+    config = ChangeTraining.from_yaml(CONFIG, {"seed": best.seed})
+    weights = ROOT / "weights" / f"{NAME}.safetensors"
+    shutil.copyfile(best.folder / f"{best.folder.name}.safetensors", weights)
+    if config.export is None:
+        raise ValueError(f"{CONFIG} has no export")
+    share = float(best.validation.changed.mean())
+    path = write_card_of(config, config.export, weights, file_sha256(weights), best.validation, share)
+    mark = {"dataset": "simulated", "command": "python benchmarks/building_change.py table"}
+    write_card(read_card(path).model_copy(update={"metrics": tuple(mark | row for row in compared(table))}), path)
+
+
+def validation_ap(run: Run) -> float:
+    return average_precision(ScoreCounts.of(scores(run.validation, decision_of(run)), run.validation.changed))
+
+
+def write_xbd(root: Path, out: Path) -> None:
+    """Write pairs of xBD in LEVIR-CD's layout: 255 where a building is graded destroyed after the event."""
+    for post in sorted((root / "images").glob("*_post_disaster.png")):
+        name = post.name.removesuffix("_post_disaster.png")
+        graded = json.loads((root / "labels" / f"{name}_post_disaster.json").read_text())["features"]["xy"]
+        gone = [shapely.from_wkt(item["wkt"]) for item in graded if item["properties"]["subtype"] == "destroyed"]
+        with Image.open(post) as image:
+            shape = (image.height, image.width)
+        label = rasterize(gone, shape, default_value=255, dtype=np.uint8) if gone else np.zeros(shape, np.uint8)
+        for folder in ("A", "B", "label"):
+            (out / "test" / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / "images" / f"{name}_pre_disaster.png", out / "test" / "A" / f"{name}.png")
+        shutil.copyfile(post, out / "test" / "B" / f"{name}.png")
+        Image.fromarray(label).save(out / "test" / "label" / f"{name}.png")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("action", choices=["train", "table", "release", "xbd"])
+    options.add_argument("--root", type=Path, help="folder of xBD's images and labels")
+    options.add_argument("--out", type=Path, help="folder for the pairs of xBD")
+    chosen = options.parse_args()
+    if chosen.action == "train":
+        train_all()
+    elif chosen.action == "xbd":
+        if chosen.root is None or chosen.out is None:
+            options.error("xbd needs --root and --out")
+        write_xbd(chosen.root, chosen.out)
+    else:
+        runs = finished_runs()
+        table = rows(runs)
+        for line in (*table, *compared(table)):
+            print(json.dumps(rounded(line)))
+        if chosen.action == "release":
+            release(runs, table)
+
+
+if __name__ == "__main__":
+    main()
