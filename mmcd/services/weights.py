@@ -19,6 +19,7 @@ from mmcd.errors import DataError, UsageError
 from mmcd.geo.catalog import Catalog
 from mmcd.geo.grid import LATTICE, Grid, Window
 from mmcd.geo.raster import output_grid
+from mmcd.geo.sensors import standard_name
 from mmcd.inference.backends import Backend, TorchBackend, open_export
 from mmcd.inference.exported import (
     ExportBackend,
@@ -210,7 +211,7 @@ def _simulated(card: Card, folder: Path, scenes: int, progress: Progress) -> _So
 
     gsd = float(np.clip(card.gsd.nominal, *_SIMULATED_GSD))
     if card.compares_optical:
-        stand_in = not set(card.pre.bands + card.post.bands) <= set(BANDS_PRE)
+        stand_in = not {standard_name(name) for name in card.pre.bands + card.post.bands} <= set(BANDS_PRE)
         grown = [_grown(folder, number, gsd, scenes, progress) for number in range(scenes)]
         return _Source(grown, f"{scenes} simulated towns at {gsd:g} m", stand_in)
     pairs = []

@@ -227,6 +227,9 @@ class TrainerConfig(Config):
         loggers: Where losses and metrics are written.
         artifacts: Also copy the kept checkpoint, the weights, the configuration and TensorBoard's logs to MLflow; they
             stay in the run's folder too.
+        cache_features: Compute the features of a frozen trunk once and train what follows it from files in the run's
+            folder; for pairs that are not augmented, and as many as fit on the disk: see
+            `mmcd.training.feature_cache`.
     """
 
     epochs: int = Field(default=15, ge=1)
@@ -239,6 +242,7 @@ class TrainerConfig(Config):
     precision: Precision = "auto"
     loggers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard", "mlflow")
     artifacts: bool = False
+    cache_features: bool = False
 
     @property
     def lengths(self) -> tuple[int, int | None]:
@@ -319,6 +323,18 @@ class ChangeTraining(Config):
             raise ValueError(f"early_stop watches the validation loss, which {self.data.source} runs do not have")
         if self.export is not None and self.model.architecture == "early_fusion_unet":
             raise ValueError("the baseline early_fusion_unet has no card: leave out export")
+        return self
+
+    @model_validator(mode="after")
+    def _features_that_stay(self) -> Self:
+        if not self.trainer.cache_features:
+            return self
+        if self.model.architecture != "fusion_unet" or self.model.settings.get("finetune", False):
+            raise ValueError("cache_features is for a fusion_unet whose trunk is frozen: finetune false")
+        if not self.model.settings.get("frozen_statistics", True):
+            raise ValueError("cache_features needs a trunk whose statistics stay: frozen_statistics true")
+        if not isinstance(self.data, LevirDataConfig) or self.data.augment.aug != "none":
+            raise ValueError("cache_features is for pairs of levir that are not augmented: data.augment.aug none")
         return self
 
     @model_validator(mode="after")

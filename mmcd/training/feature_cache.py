@@ -117,7 +117,11 @@ def cache_features(
     if (place / _RECORD).is_file() and json.loads((place / _RECORD).read_text()) == record:
         return FeatureCache(place)
     shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of another trunk or other samples, or not finished
-    _compute(model, dataset, indices, branches, place, batch_size, progress)
+    training = model.training
+    try:
+        _compute(model.eval(), dataset, indices, branches, place, batch_size, progress)
+    finally:
+        model.train(training)
     (place / _RECORD).write_text(json.dumps(record))  # last, because it marks them as whole
     return FeatureCache(place)
 
@@ -196,7 +200,7 @@ def _encoded(model: FusionUNet, batch: Sample, side: Side, branch: Branch) -> di
     """Return the features of one image of each sample of a batch, by the levels that are fused."""
     device = next(model.parameters()).device
     image = normalise(batch[side].to(device), batch["valid"].to(device), branch)
-    features = model.eval().encode(image, side)
+    features = model.encode(image, side)
     found = {level: features[level].float().cpu().numpy().astype(np.float16) for level in model.levels}
     if not all(np.isfinite(values).all() for values in found.values()):
         raise ModelError("The trunk's features exceed half precision.", "Leave cache_features out.")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import lightning as L
 import numpy as np
@@ -29,6 +29,9 @@ from mmcd.training.change_metrics import ChangeMetrics
 from mmcd.training.config import BrightDataConfig, ChangeTraining, LevirDataConfig, OptimiserConfig
 from mmcd.training.validation import ShiftedCounts, shifted_metrics
 
+if TYPE_CHECKING:
+    from mmcd.training.feature_cache import FeatureCache
+
 _STEP_SEEDS = 1_000_003
 """A prime, so that step n of one seed shares its randomness with no step of a neighbouring seed."""
 
@@ -41,12 +44,16 @@ class ChangeTask(L.LightningModule):
     Args:
         config: The run's configuration.
         training_share: Share of change of the data set; validation is weighted to parts of it.
+
+    Attributes:
+        features: Features of the samples' images as they are; None runs the trunk.
     """
 
     def __init__(self, config: ChangeTraining, training_share: float) -> None:
         super().__init__()
         self.config = config
         self.training_share = training_share
+        self.features: FeatureCache | None = None
         model = zoo.build(
             config.model.architecture, len(config.pre.bands), len(config.post.bands), config.model.settings
         )
@@ -59,7 +66,11 @@ class ChangeTask(L.LightningModule):
         self.overlap = nn.ModuleDict({kind: ChangeMetrics() for kind in kinds})
 
     def forward(self, batch: Sample) -> Tensor | SiameseOutput:
-        """Run the network on a batch of stretched images."""
+        """Run the network on a batch of stretched images, or on the features of those that are cached as they are."""
+        size = tuple(batch["pre"].shape[-2:])
+        if self.features is not None and size == self.features.size:
+            before, after = self.features.features(batch["index"], self.device)
+            return self.model.decode_features(before, after, size)  # type: ignore[operator,no-any-return]
         pre = normalise(batch["pre"], batch["valid"], self.config.pre)
         post = normalise(batch["post"], batch["valid"], self.config.post)
         return self.model(pre, post)  # type: ignore[no-any-return]

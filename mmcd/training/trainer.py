@@ -24,6 +24,7 @@ from mmcd.models.siamese import SiameseOutput
 from mmcd.progress import Progress, silent
 from mmcd.samplers import GroupBatchSampler
 from mmcd.training.config import ChangeTraining
+from mmcd.training.feature_cache import cache_features
 from mmcd.training.panels import Panels, keep_artifacts
 from mmcd.training.release import write_card_of
 from mmcd.training.runs import LAST, Report, Stop, fit, make_loggers, run_folder
@@ -80,6 +81,8 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
     last = folder / LAST
     if not resume and isinstance(task.model, FusionUNet):
         prepare_weights(task.model, config)
+    if config.trainer.cache_features and isinstance(task.model, FusionUNet):
+        _cache(task, task.model, split, folder, last if resume else None, progress)
     trainer = _trainer(config, folder, len(split.held_out) > 0, progress)
     _fit(trainer, task, split, last if resume else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -106,6 +109,21 @@ def prepare_weights(model: FusionUNet, config: ChangeTraining) -> None:
         for prefix, trunk in model.trunks.items():
             model.load_trunk(fetch_imagenet(trunk), "post" if prefix else "pre")
     refuse_random_trunk(model, config.model.force_random_trunk)
+
+
+def _cache(
+    task: ChangeTask, model: FusionUNet, split: Split, folder: Path, checkpoint: Path | None, progress: Progress
+) -> None:
+    """Let a task read the features of its samples; of a resumed run the trunk is in the checkpoint."""
+    config = task.config
+    if checkpoint is not None and checkpoint.is_file():
+        stored = torch.load(checkpoint, map_location="cpu", weights_only=False)
+        # The averaged weights of a frozen trunk are off by a rounding, and its features would be computed again.
+        task.load_state_dict(stored.get("current_model_state", stored["state_dict"]))
+    model.to(choose_device(config.trainer.device))
+    indices, branches = np.union1d(split.training, split.held_out), (config.pre, config.post)
+    batch_size = config.data.validation_batch
+    task.features = cache_features(model, split.dataset, indices, branches, folder, batch_size, progress)
 
 
 def _fit(trainer: L.Trainer, task: ChangeTask, split: Split, checkpoint: Path | None) -> None:

@@ -165,6 +165,8 @@ def test_its_export_is_calibrated_on_two_simulated_optical_images(
 ) -> None:
     monkeypatch.setattr(weights, "_SIMULATED_SIDE", 128)
     card = read_card(optical_card_path)
+    named = card.pre.model_copy(update={"bands": ("red", "green", "blue")})
+    card = card.model_copy(update={"pre": named})
     source = weights._source(weights.ExportRequest(model="", backend="onnx"), card, tmp_path, 2, silent)
     assert (len(source.pairs), source.stand_in) == (2, False)
     assert choose_model(*source.pairs[0], str(optical_card_path)).warnings == ()

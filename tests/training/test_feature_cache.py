@@ -10,15 +10,20 @@ import torch
 
 from mmcd.cards import Branch
 from mmcd.data.base import Sample, to_sample
+from mmcd.data.levir import LevirPairs
 from mmcd.errors import ConfigError, DataError, StorageError
 from mmcd.models.fusion_unet import FusionUNet
-from mmcd.training import feature_cache
+from mmcd.services.simulate import SimulateRequest
+from mmcd.services.simulate_levir import simulate_levir
+from mmcd.services.train import TrainRequest, train
+from mmcd.training import feature_cache, trainer
 from mmcd.training.feature_cache import cache_features
 from mmcd.training.tasks import normalise
 
 BRANCH = Branch(modality="optical", sensor="", bands=("B4", "B3", "B2"), unit="uint8", mean=(0.5,) * 3, std=(0.2,) * 3)
 PAIR = (BRANCH, BRANCH.model_copy(update={"mean": (0.4,) * 3}))
 SIZE = (40, 56)
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @dataclass
@@ -59,7 +64,7 @@ def batch_of(pairs: Pairs, indices: list[int]) -> Sample:
 def test_logits_and_gradients_are_those_of_the_images(frozen: FusionUNet, tmp_path: Path) -> None:
     pairs, order = Pairs(), [3, 1]
     cache = cache_features(frozen, pairs, np.array([0, 1, 3]), PAIR, tmp_path, batch_size=2)
-    frozen.train()
+    assert frozen.decoder1.training and not frozen.get_submodule("encoder1").training, "left as it was"
     for layer in frozen.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.eval()  # else two passes differ by chance
@@ -136,3 +141,70 @@ def test_samples_of_several_sizes_and_full_disks_are_told(
 def test_an_averaged_copy_reads_the_same_files(frozen: FusionUNet, tmp_path: Path) -> None:
     cache = cache_features(frozen, Pairs(), np.arange(2), PAIR, tmp_path)
     assert copy.deepcopy([cache])[0] is cache
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pairs of 64 px in LEVIR-CD's layout."""
+    root = tmp_path_factory.mktemp("levir") / "pairs"
+    simulate_levir(SimulateRequest(out=root, scenes=6, size=64, gsd=1.0, layout="levir", seed=3))
+    return root
+
+
+def request_of(root: Path, resume: bool = False, **more: object) -> TrainRequest:
+    torch.set_num_threads(1)
+    overrides = {
+        "data.root": str(root),
+        "data.size": 64,
+        "data.batch_size": 2,
+        "data.workers": 0,
+        "data.augment.aug": "none",
+        "data.augment.crop": None,
+        "model.settings": {"trunk": "resnet18", "levels": 3, "width": 0.125, "embed_dim": 64},
+        "model.pretrained": "none",
+        "model.force_random_trunk": True,
+        "trainer.steps": None,
+        "trainer.validate_every": None,
+        "trainer.epochs": 1,
+        "trainer.device": "cpu",
+        "trainer.precision": "fp32",
+        "trainer.loggers": [],
+    }
+    return TrainRequest(config=CONFIGS / "building-change-sim.yaml", overrides=overrides | more, resume=resume)
+
+
+def test_a_run_on_cached_features_learns_what_one_on_images_learns(
+    simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, encoded, encode = [], [], FusionUNet.encode
+    monkeypatch.setattr(FusionUNet, "encode", lambda *words: encoded.append(len(words[1])) or encode(*words))
+    for cached in (False, True):
+        monkeypatch.setenv("MMCD_WORKSPACE", str(tmp_path / str(cached)))
+        encoded.clear()
+        found.append(train(request_of(simulated, **{"trainer.cache_features": cached})))
+    pairs = 2 * (len(LevirPairs(simulated, "train")) + len(LevirPairs(simulated, "val")))
+    calibrating = 2 * len(LevirPairs(simulated, "val"))  # in mirrored context, which has other features
+    assert sum(encoded) == pairs + calibrating
+    plain, cached = ({name: run.metrics[name] for name in ("train/loss", "val/loss")} for run in found)
+    assert cached == pytest.approx(plain, rel=5e-3)
+    assert cached != plain, "half precision shows somewhere"
+
+    encoded.clear()
+    monkeypatch.setattr(trainer, "prepare_weights", lambda *_: pytest.fail("a resumed run has its weights"))
+    train(request_of(simulated, resume=True, **{"trainer.cache_features": True}))
+    assert sum(encoded) == calibrating, "the trunk is that of the run that was resumed"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"data.augment.aug": "joint"},
+        {"model.settings": {"trunk": "resnet18", "finetune": True}},
+        {"model.settings": {"trunk": "resnet18", "frozen_statistics": False}},
+    ],
+)
+def test_configurations_whose_features_move_are_refused(
+    simulated: Path, workspace: Path, wrong: dict[str, object]
+) -> None:
+    with pytest.raises(ConfigError, match="cache_features"):
+        train(request_of(simulated, **{"trainer.cache_features": True}, **wrong))
