@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,26 @@ from torch.utils.data import DataLoader, Sampler
 from mmcd.errors import DataError
 
 
-class GroupBatchSampler(Sampler[list[int]]):
+class EpochBatchSampler(Sampler[list[int]]):
+    """Batches whose order depends on the number of the epoch.
+
+    Attributes:
+        epoch: The epoch whose order is drawn next.
+    """
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is drawn next."""
+        self.epoch = epoch
+
+    @property
+    def sampler(self) -> Self:
+        """Itself: of a batch sampler Lightning tells the epoch to nothing but its ``sampler``."""
+        return self
+
+
+class GroupBatchSampler(EpochBatchSampler):
     """Batches that mix groups: no group fills an epoch, and every batch holds several.
 
     A group of n samples gets a share of the epoch in proportion to ``n ** power``. Its samples are drawn without
@@ -29,16 +48,11 @@ class GroupBatchSampler(Sampler[list[int]]):
     def __init__(self, groups: Sequence[str], batch_size: int, power: float, seed: int) -> None:
         self.batch_size = batch_size
         self.seed = seed
-        self.epoch = 0
         names = np.asarray(groups)
         self._members = [np.flatnonzero(names == name) for name in sorted(set(groups))]
         weight = np.array([len(members) for members in self._members], dtype=np.float64) ** power
         self._batches = max(1, len(names) // batch_size)
         self._quota = weight / weight.sum() * self._batches * batch_size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order is drawn next."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self._batches
@@ -62,7 +76,7 @@ def _cycle(members: NDArray[np.intp], count: int, random: np.random.Generator) -
     return np.concatenate([random.permutation(members) for _ in range(rounds)] or [members[:0]])[:count]
 
 
-class RatioBatchSampler(Sampler[list[int]]):
+class RatioBatchSampler(EpochBatchSampler):
     """Full batches with a fixed share of negative (damaged) patches, as many as it takes to count all patches once.
 
     Each class is drawn without replacement until all its patches were seen, then again in a new order. With a
@@ -95,7 +109,6 @@ class RatioBatchSampler(Sampler[list[int]]):
         reseed: bool = True,
     ) -> None:
         self.batch_size, self.seed, self.reseed = batch_size, seed, reseed
-        self.epoch = 0
         self._resumed = (0, 0)  # epoch, and how many of its batches are left out
         self._total = len(is_positive)
         self._negatives, self._positives = np.flatnonzero(~is_positive), np.flatnonzero(is_positive)
@@ -104,10 +117,6 @@ class RatioBatchSampler(Sampler[list[int]]):
         self._per_batch = math.floor(batch_size * neg_ratio + 1e-9)  # 0.29 * 100 is 28.999...
         if self.enforced:
             self._check(neg_ratio)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order is drawn next."""
-        self.epoch = epoch
 
     def resume(self, epoch: int, batches: int) -> None:
         """Go on within an epoch: leave out its first batches, which were already trained on."""
@@ -161,15 +170,26 @@ class RatioBatchSampler(Sampler[list[int]]):
             )
 
 
+@runtime_checkable
+class FollowsEpoch(Protocol):
+    """A data set whose samples depend on the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose samples are drawn next."""
+
+
 class ResumableLoader(DataLoader[Any]):
     """A loader that knows how many batches it has handed out, so that a run goes on in the middle of an epoch.
 
-    Its batch sampler has to be a `RatioBatchSampler`.
+    Its batch sampler has to be a `RatioBatchSampler`. A data set that augments by the epoch is told its number.
     """
 
     _handed = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # Runs when the first batch is asked for: of a resumed run Lightning tells the epoch after making the iterator.
+        if isinstance(self.dataset, FollowsEpoch):
+            self.dataset.set_epoch(self._order().epoch)
         self._handed = self._order().skipped
         for batch in super().__iter__():
             self._handed += 1

@@ -1,9 +1,12 @@
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from mmcd.errors import DataError
 from mmcd.samplers import GroupBatchSampler, RatioBatchSampler, ResumableLoader
+from mmcd.training.steps import StepBatches
 
 GROUPS = ["large"] * 80 + ["middle"] * 20 + [f"single{i}" for i in range(4)]
 
@@ -143,3 +146,75 @@ def test_a_loader_tells_and_takes_back_where_it_was():
 def test_batches_that_would_lack_a_class_are_told(positive, size, ratio, words):
     with pytest.raises(DataError, match=words):
         RatioBatchSampler(positive, size, ratio)
+
+
+# --- as Lightning asks for them ------------------------------------------------------------------------------------
+
+
+class Numbers(Dataset):
+    """Numbers that say the epoch they are drawn in: 1000 more for each."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return index + 1000 * self.epoch
+
+
+class Listener(L.LightningModule):
+    """Learns nothing and notes the batches it is given; saves a checkpoint after some step."""
+
+    def __init__(self, save_at=None, path=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.save_at, self.path = save_at, path
+        self.seen = []
+
+    def training_step(self, batch, number):
+        self.seen.append(batch.tolist())
+        return self.weight * 0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def on_train_batch_end(self, *_):
+        if self.global_step == self.save_at:
+            self.trainer.save_checkpoint(self.path)
+
+
+def heard(loader, checkpoint=None, **options):
+    module = Listener(**options)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", max_epochs=4, logger=False, **quiet)
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=False)
+    return module.seen
+
+
+@pytest.mark.parametrize("kind", ["groups", "ratio", "steps"])
+def test_lightning_tells_every_batch_sampler_the_epoch(kind):
+    groups = GroupBatchSampler(["a", "b"] * 20, 8, 1.0, 0)
+    samplers = {
+        "groups": groups,
+        "ratio": RatioBatchSampler(np.arange(40) < 20, 8, 0.5),
+        "steps": StepBatches(groups, 3),
+    }
+    sampler = samplers[kind]
+    seen = heard(DataLoader(range(40), batch_sampler=sampler))
+    assert seen == [batch for batches in epochs(sampler, 4) for batch in batches]
+    length = len(sampler)
+    assert seen[:length] != seen[length : 2 * length]
+
+
+@pytest.mark.parametrize("step", [5, 7, 10])  # 5 batches an epoch: after one, within the next, and after two
+def test_a_resumed_run_is_given_what_an_uninterrupted_one_is(tmp_path, step):
+    def loader():
+        return ResumableLoader(Numbers(), batch_sampler=RatioBatchSampler(np.arange(40) < 20, 8, 0.5))
+
+    whole = heard(loader(), save_at=step, path=tmp_path / "last.ckpt")
+    assert [{value // 1000 for value in batch} for batch in whole] == [{epoch} for epoch in range(4) for _ in range(5)]
+    assert heard(loader(), tmp_path / "last.ckpt") == whole[step:]

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 
-from torch.utils.data import Sampler
-
-from mmcd.samplers import GroupBatchSampler
+from mmcd.samplers import EpochBatchSampler, GroupBatchSampler
 
 
-class StepBatches(Sampler[list[int]]):
+class StepBatches(EpochBatchSampler):
     """Cuts the passes over a data set, one after the other, into epochs of a fixed number of batches.
 
     So a run that is validated every 500 steps has epochs of 500 steps, each can be resumed from, and its order depends
@@ -24,11 +22,6 @@ class StepBatches(Sampler[list[int]]):
         self._passes = passes
         self._batches = batches
         self._samples = samples
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose batches are drawn next."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self._batches
