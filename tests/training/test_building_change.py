@@ -16,7 +16,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 from mmcd.cli import main
 from mmcd.data.levir import LevirPairs
-from mmcd.errors import ConfigError, DataError, ModelError
+from mmcd.errors import Cancelled, ConfigError, DataError, ModelError
 from mmcd.losses.overlap import combined_iou
 from mmcd.models import zoo
 from mmcd.models.fusion_unet import FusionUNet
@@ -182,6 +182,46 @@ def test_imagenet_weights_start_a_trunk_and_stay(pairs: Path, workspace: Path, m
     assert torch.equal(model.encoder1[1].running_mean, public["bn1.running_mean"])
     with pytest.raises(ConfigError, match="no pretrained weights"):
         train(TrainRequest(config=CONFIGS / "building-change-sim.yaml", from_scratch=True))
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_the_reference(pairs: Path, workspace: Path, tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    start = FusionUNet(**SMALL)
+    path = tmp_path / "best_model.pth"
+    torch.save({"model_state_dict": start.state_dict(), "epoch": 3}, path)
+    frozen = {"model.settings": SMALL, "model.checkpoint": str(path), "trainer.epochs": 1, "optimiser.lr": 1e-9}
+    result = train(request_of(pairs, "reference1", **frozen))
+    _, model = zoo.load(result.card)
+    for name, tensor in start.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), tensor, atol=1e-3, rtol=1e-3)
+
+
+def test_a_checkpoint_of_another_trunk_is_told_in_one_line(pairs: Path, workspace: Path, tmp_path: Path) -> None:
+    path = tmp_path / "best_model.pth"
+    torch.save(FusionUNet(**SMALL | {"trunk": "resnet34"}).state_dict(), path)
+    settings = {"model.settings": SMALL, "model.checkpoint": str(path)}
+    with pytest.raises(ModelError, match="of the trunk resnet34, the model has resnet18") as refused:
+        train(request_of(pairs, "reference1", **settings))
+    assert "\n" not in str(refused.value)
+
+
+def test_resumed_equals_uninterrupted(pairs: Path, workspace: Path) -> None:
+    forced = {"model.settings": SMALL, "model.pretrained": "none", "model.force_random_trunk": True, "export": None}
+
+    def request(name: str, resume: bool = False) -> TrainRequest:
+        return request_of(pairs, "reference1", resume, name=name, **forced)
+
+    def stop_in_the_second_epoch(stage: str, done: int, total: int) -> None:
+        if stage == "train" and done > total // 2:
+            raise Cancelled("Stopped.")
+
+    whole = train(request("whole"))
+    with pytest.raises(Cancelled):
+        train(request("broken"), stop_in_the_second_epoch)
+    resumed = train(request("broken", resume=True))
+    assert whole.metrics == resumed.metrics
+    first, second = (torch.load(run.folder / "last.ckpt", weights_only=False)["state_dict"] for run in (whole, resumed))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 # --- early stopping ---
