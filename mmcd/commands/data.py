@@ -16,39 +16,51 @@ data_app = typer.Typer(help="Training and sample data.", no_args_is_help=True)
 def data_simulate(
     out: Path,
     scenes: Annotated[
-        int | None, typer.Option(help="Number of scenes, tiles or pairs; 1 if left out, 24 pairs for levir.")
+        int | None,
+        typer.Option(help="Number of scenes, tiles, pairs or locations; 1 if left out, 24 for levir and seasonal."),
     ] = None,
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 1024,
-    gsd: Annotated[float, typer.Option(help="Pixel size in metres.")] = 0.5,
+    size: Annotated[int | None, typer.Option(help="Side in pixels; 1024 if left out, 264 for seasonal.")] = None,
+    gsd: Annotated[float | None, typer.Option(help="Pixel size in metres; 0.5 if left out, 10 for seasonal.")] = None,
     seed: int = 0,
     event: Annotated[str | None, typer.Option(help="Event type; all in turn when left out.")] = None,
     layout: Annotated[
         str,
         typer.Option(
-            help="catalog (STAC), bright (BRIGHT's flat tree), dfc25 (contest) or levir (building change between two "
-            "optical images)."
+            help="catalog (STAC), bright (BRIGHT's flat tree), dfc25 (contest), levir (building change between two "
+            "optical images) or seasonal (Sentinel-2 series as SeCo's and CACo's)."
         ),
     ] = "catalog",
+    changed_share: Annotated[float, typer.Option(help="Share of the locations that changed; for seasonal.")] = 0.5,
     samples: Annotated[bool, typer.Option("--samples", help="Write the eight scenes of sample_data/.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
-    """Write simulated disaster scenes with labels and building footprints, or towns that grow."""
+    """Write simulated disaster scenes with labels and building footprints, towns that grow, or seasonal series."""
+    from mmcd.services import simulate_seasonal as seasonal
     from mmcd.services.simulate import SimulateRequest, simulate
     from mmcd.services.simulate_bright import simulate_bright
     from mmcd.services.simulate_levir import PAIRS, simulate_levir
 
-    if scenes is None:
-        scenes = PAIRS if layout == "levir" else 1
+    usual = {"levir": (PAIRS, 1024, 0.5), "seasonal": (seasonal.LOCATIONS, seasonal.SIZE, seasonal.METRES)}
+    count, side, metres = usual.get(layout, (1, 1024, 0.5))
     writers = {"catalog": simulate, "bright": simulate_bright, "dfc25": simulate_bright, "levir": simulate_levir}
+    writers["seasonal"] = seasonal.simulate_seasonal
     request = SimulateRequest.checked(
-        out=out, scenes=scenes, size=size, gsd=gsd, seed=seed, event=event, layout=layout, samples=samples
+        out=out,
+        scenes=count if scenes is None else scenes,
+        size=side if size is None else size,
+        gsd=metres if gsd is None else gsd,
+        seed=seed,
+        event=event,
+        layout=layout,
+        changed_share=changed_share,
+        samples=samples,
     )
     with ProgressBar() as progress:
         result = writers[request.layout](request, progress)
     if json_output:
         print_json(result.to_dict())
     else:
-        made = "pairs" if layout == "levir" else "scenes"
+        made = {"levir": "pairs", "seasonal": "locations"}.get(layout, "scenes")
         messages.print(f"{len(result.scenes)} {made} in {escaped(result.catalog)}.")
 
 

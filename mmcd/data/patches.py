@@ -4,9 +4,9 @@ Nothing is cut in advance: `PatchPairs` reads tiles as they are asked for and ke
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Generic, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ _SHOWN = 3
 
 Images = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 """Optical image, shape (3, H, W), and SAR amplitude, shape (1, H, W)."""
+
+Decoded = TypeVar("Decoded", bound=tuple[NDArray[Any], ...])
 
 
 def standardise_optical(patches: Tensor) -> Tensor:
@@ -139,7 +141,7 @@ def select_patches(
     return random.permutation(np.concatenate(drawn))
 
 
-class TileCache:
+class TileCache(Generic[Decoded]):
     """Decoded tiles, the least recently used of which are dropped so that all fit into a budget.
 
     Every loader process keeps a cache of its own and an equal part of the budget.
@@ -151,7 +153,7 @@ class TileCache:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.size = 0
-        self._tiles: OrderedDict[int, Images] = OrderedDict()
+        self._tiles: OrderedDict[Hashable, Decoded] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"size": 0, "_tiles": OrderedDict()}  # a new process begins empty
@@ -159,7 +161,7 @@ class TileCache:
     def __len__(self) -> int:
         return len(self._tiles)
 
-    def get(self, key: int, read: Callable[[], Images]) -> Images:
+    def get(self, key: Hashable, read: Callable[[], Decoded]) -> Decoded:
         """Return a tile, read when it is not there."""
         if key in self._tiles:
             self._tiles.move_to_end(key)
@@ -178,7 +180,7 @@ class TileCache:
         return self.budget if worker is None else self.budget // worker.num_workers
 
 
-def _bytes_of(images: Images) -> int:
+def _bytes_of(images: tuple[NDArray[Any], ...]) -> int:
     return sum(image.nbytes for image in images)
 
 
@@ -217,7 +219,7 @@ class PatchPairs(Dataset[PatchSample]):
         self._boxes = context_boxes(table.position, rules or PatchRules())
         self._tiles = tiles_of(root, table)
         self._transform = transform
-        self._cache = TileCache(cache_bytes)
+        self._cache: TileCache[Images] = TileCache(cache_bytes)
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # running loader processes see it change
 

@@ -114,7 +114,9 @@ class SimulateRequest(Config):
         event: Event type; None lets all types take turns.
         layout: ``catalog`` writes a STAC catalog of COGs and GeoJSON footprints; ``bright`` and ``dfc25`` are for
             `mmcd.services.simulate_bright`: tiles in BRIGHT's flat layout or in its contest's folders; ``levir`` is for
-            `mmcd.services.simulate_levir`: pairs of optical images with building change in LEVIR-CD's folders.
+            `mmcd.services.simulate_levir`: pairs of optical images with building change in LEVIR-CD's folders;
+            ``seasonal`` is for `mmcd.services.simulate_seasonal`: Sentinel-2 series in SeCo's and CACo's folders.
+        changed_share: Share of the locations of seasonal series that changed.
         samples: Write the scenes of ``sample_data/``, as a catalog; other choices are not looked at.
     """
 
@@ -124,7 +126,8 @@ class SimulateRequest(Config):
     gsd: float = 0.5
     seed: int = Field(default=0, ge=0)
     event: Event | None = None
-    layout: Literal["catalog", "bright", "dfc25", "levir"] = "catalog"
+    layout: Literal["catalog", "bright", "dfc25", "levir", "seasonal"] = "catalog"
+    changed_share: float = Field(default=0.5, ge=0, le=1)
     samples: bool = False
 
     @model_validator(mode="after")
@@ -139,8 +142,8 @@ class SimulateResult:
     """What was written.
 
     Attributes:
-        catalog: Path of the ``catalog.json``, or the folder in the layouts of BRIGHT and LEVIR-CD.
-        scenes: Ids of its scenes, tiles or pairs.
+        catalog: Path of the ``catalog.json``, or the folder in the layout of another data set.
+        scenes: Ids of its scenes, tiles, pairs or locations.
     """
 
     catalog: Path
