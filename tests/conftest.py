@@ -15,6 +15,8 @@ from mmcd.cards import Branch, Card, Decision, Gsd, read_card, write_card
 from mmcd.geo.cog import Band, write_cog
 from mmcd.geo.grid import Grid
 from mmcd.models import zoo
+from mmcd.services.simulate import SimulateRequest
+from mmcd.services.simulate_bright import simulate_bright
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -75,6 +77,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An optical (3 bands) and a SAR (1 band) COG of 700 × 900 px at 10 m; the SAR has a hole and an empty edge."""
     holes = [np.s_[:, :40], np.s_[300:340, 500:560]]
     return write_pair(tmp_path_factory.mktemp("pair"), 0, PAIR_SIZE, 3, holes)
+
+
+@pytest.fixture(scope="session")
+def bright_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighteen tiles in BRIGHT's layout, three of each of six events. Not to be changed."""
+    root = tmp_path_factory.mktemp("bright") / "tree"
+    simulate_bright(SimulateRequest(out=root, scenes=18, size=128, gsd=1.0, layout="bright"))
+    return root
 
 
 @pytest.fixture(scope="session")
