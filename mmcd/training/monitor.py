@@ -116,7 +116,8 @@ class GradientMonitor(Callback):
         if self._config.not_finite == "raise":
             raise MmcdError(
                 message,
-                "Resume with a lower optimiser.lr or in fp32; the weights of the last checkpoint are not affected.",
+                "Start anew with a lower optimiser.lr, or resume in fp32; the weights of the last checkpoint are not "
+                "affected.",
             )
         logger.warning(message)
 

@@ -169,6 +169,8 @@ class PatchTraining(PatchRules):
             raise ValueError(
                 f"the network needs roi_patch_size {ROI} and a context_patch_size that is a multiple of 16"
             )
+        if self.model.freeze_resnet and self.model.pretrained == "none":
+            raise ValueError("model.freeze_resnet would keep random trunks: it needs model.pretrained imagenet")
         return self
 
     @property

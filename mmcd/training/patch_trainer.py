@@ -25,12 +25,14 @@ from mmcd.training.monitor import GradientMonitor
 from mmcd.training.patch_config import PatchTraining
 from mmcd.training.patch_release import PatchScores, draw_curves, write_patch_card
 from mmcd.training.patch_task import PatchTask
-from mmcd.training.runs import LAST, Report, fit, make_loggers, run_folder
+from mmcd.training.runs import LAST, Report, fit, make_loggers, refuse_other_settings, run_folder
 from mmcd.training.trainer import TrainedRun
 
 BEST = "best"
 MONITOR = "val/loss"
 _PREFETCHED = 2
+_FREE = ("trainer", "export", "data.root", "data.metadata", "data.workers", "data.cache_bytes")
+"""What may change when a run is resumed."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,14 @@ def run_patch_training(config: PatchTraining, resume: bool = False, progress: Pr
         progress: Called after every step.
 
     Raises:
-        ConfigError: The run exists and is not resumed, or is resumed and does not exist; ImageNet weights cannot be
-            fetched.
+        ConfigError: The run exists and is not resumed, or is resumed and does not exist or was begun otherwise;
+            ImageNet weights cannot be fetched.
         DataError: The patches cannot be used.
         MmcdError: A gradient or an activation is not finite, with ``monitor_gradients``.
         Cancelled: ``progress`` asked to stop; the run can be resumed.
     """
+    if resume:
+        refuse_other_settings(config.name, config.model_dump(mode="json"), _FREE)
     folder = run_folder(config.name, config.to_yaml(), resume)
     L.seed_everything(config.seed, workers=True, verbose=False)
     splits = open_patches(config)

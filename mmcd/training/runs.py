@@ -2,14 +2,15 @@
 
 import logging
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
+from mmcd.config import read_yaml
 from mmcd.errors import Cancelled, ConfigError
 from mmcd.locks import turn
 from mmcd.paths import workspace
@@ -22,6 +23,9 @@ LoggerName = Literal["tensorboard", "mlflow"]
 
 STORE_SECONDS = 300
 """How long a training waits for another one that is creating their store, which takes some seconds."""
+
+CONFIG = "config.yaml"
+"""The whole configuration of a run, in its folder."""
 
 LAST = "last.ckpt"
 """Checkpoint that a run is resumed from."""
@@ -45,8 +49,40 @@ def run_folder(name: str, resolved: str, resume: bool) -> Path:
     if exists and not resume:
         raise ConfigError(f"The run {name!r} exists in {folder.parent}.", "Use --resume, or --set name=ANOTHER_NAME.")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(resolved)
+    (folder / CONFIG).write_text(resolved)
     return folder
+
+
+def refuse_other_settings(name: str, settings: Mapping[str, Any], free: Collection[str]) -> None:
+    """Refuse to resume a run with settings that its checkpoint would overrule, or that its card would tell wrongly.
+
+    Args:
+        name: Name of the run; nothing is compared where there is none.
+        settings: The configuration that is asked for, as plain values.
+        free: Dotted keys that may change, with all below them.
+
+    Raises:
+        ConfigError: A setting is not the run's.
+    """
+    path = workspace() / "training" / name / CONFIG
+    if not path.is_file():
+        return
+    begun, asked = (dict(_dotted(values)) for values in (read_yaml(path), settings))
+    for key in sorted(begun.keys() | asked.keys()):
+        was, now = begun.get(key), asked.get(key)
+        if was != now and not any(f"{key}.".startswith(f"{each}.") for each in free):
+            raise ConfigError(
+                f"The run {name!r} was begun with {key} {was}, which is now {now}.",
+                "Resume it with the options it was begun with, or start another one with --set name=ANOTHER_NAME.",
+            )
+
+
+def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def fit(
@@ -55,7 +91,7 @@ def fit(
     """Train, from a checkpoint if one is given.
 
     Raises:
-        Cancelled: Ctrl-C; the run can be resumed.
+        Cancelled: Ctrl-C; the run can be resumed from its last checkpoint, where there is one.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints would tear the progress bar
     try:
@@ -69,7 +105,12 @@ def fit(
     except SystemExit as stop:
         # Lightning answers Ctrl-C with an exit of its own and leaves the signal switched off.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise Cancelled("The training was interrupted.", "Go on with --resume.") from stop
+        kept = [each.dirpath for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+        begun = any(folder and (Path(folder) / LAST).is_file() for folder in kept)
+        raise Cancelled(
+            "The training was interrupted." if begun else "The training was interrupted before its first checkpoint.",
+            "Go on with --resume." if begun else "Start it again without --resume.",
+        ) from stop
 
 
 def make_loggers(names: Sequence[LoggerName], folder: Path, hyperparameters: dict[str, Any]) -> list[Logger]:

@@ -169,6 +169,43 @@ def _states(checkpoint: dict[str, Any]) -> list[torch.Tensor]:
     return [torch.as_tensor(value) for number in sorted(states) for _, value in sorted(states[number].items())]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "from_scratch", "words"),
+    [
+        ({"optimiser.lr": 1e-6}, True, "begun with optimiser.lr 1e-05, which is now 1e-06"),  # Adam's state holds it
+        ({}, False, "begun with model.pretrained none, which is now imagenet"),  # the card would tell it
+        ({"data.batch_size": 8}, True, "begun with data.batch_size 4, which is now 8"),
+    ],
+)
+def test_a_run_is_not_resumed_with_what_its_checkpoint_overrules(
+    tree: Path,
+    whole: TrainResult,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: dict[str, object],
+    from_scratch: bool,
+    words: str,
+) -> None:
+    monkeypatch.setenv("MMCD_WORKSPACE", str(tree / "whole"))
+    before = (whole.folder / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=words):
+        train(request(tree, resume=True, from_scratch=from_scratch, **WATCHED | {"trainer.epochs": 3}, **overrides))
+    assert (whole.folder / "config.yaml").read_bytes() == before
+
+
+def test_ctrl_c_before_the_first_checkpoint_promises_no_resume(tree: Path, workspace: Path) -> None:
+    def interrupt_at(step: int) -> Callable[[str, int, int], None]:
+        def heard(_: str, done: int, __: int) -> None:
+            if done == step:
+                raise KeyboardInterrupt
+
+        return heard
+
+    with pytest.raises(Cancelled, match=r"before its first checkpoint\. Start it again without --resume"):
+        train(request(tree, **WATCHED), interrupt_at(1))
+    with pytest.raises(Cancelled, match=r"interrupted\. Go on with --resume"):
+        train(request(tree, **WATCHED, **{"trainer.checkpoint_batches": 1}), interrupt_at(2))
+
+
 # --- what cannot be trained ---------------------------------------------------------------------------------------
 
 
@@ -226,6 +263,7 @@ def test_metadata_that_do_not_fit_are_named(tree: Path, workspace: Path, tmp_pat
         ({"post.bands": ["VV", "VH"]}, "one SAR band"),
         ({"context_patch_size": 40}, "multiple of 16"),
         ({"data.neg_ratio": 1.0}, "data.neg_ratio"),
+        ({"model.freeze_resnet": True}, "would keep random trunks"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_told(tree: Path, overrides: dict[str, object], words: str) -> None:
