@@ -5,6 +5,7 @@ A group is an event. Images are value / 255, and every pixel of a tile counts as
 Source: Chen et al. 2025, ESSD 17, 6217-6253, and its official baseline protocol.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -75,10 +76,11 @@ class BrightPairs:
         groups: Event of each tile.
         training: Indices of the train tiles.
         validation: Indices of the val or holdout tiles.
-        warnings: What was left out and why, one sentence each.
+        labelled: Pixels of each tile that are labelled as each class, shape (N, 4), int64.
+        warnings: What was left out and why, and which class a list lacks, one sentence each.
 
     Raises:
-        DataError: A list is empty, a tile is damaged, or one has another size than the others.
+        DataError: A list is empty, a tile is damaged, one has another size than the others, or a label another value.
     """
 
     pre_bands = ("B4", "B3", "B2")
@@ -92,17 +94,22 @@ class BrightPairs:
         self.groups: Sequence[str] = [tile.event for tile in self._tiles]
         self.training = np.arange(len(learnt.tiles))
         self.validation = np.arange(len(learnt.tiles), len(self._tiles))
-        self.warnings = tuple(dict.fromkeys((*learnt.warnings, *checked.warnings)))
-        _check_sizes(self._tiles, progress)
+        self.labelled, self._pixels = _checked(self._tiles, progress)
+        lacking = (
+            *_lacking("train", self.labelled[self.training]),
+            *_lacking(config.validate_on, self.labelled[self.validation]),
+        )
+        self.warnings = tuple(dict.fromkeys((*learnt.warnings, *checked.warnings, *lacking)))
 
     @property
     def changed_share(self) -> NDArray[np.float64]:
-        """Share of damaged and destroyed pixels of each tile in [0, 1], shape (N,); reads every label."""
+        """Share of damaged and destroyed pixels of each tile in [0, 1], shape (N,)."""
         return self.shares(np.arange(len(self)))
 
     def shares(self, indices: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return the share of damaged and destroyed pixels of some tiles, in [0, 1]."""
-        return np.array([(np.isin(self._label(i), (DAMAGED, DAMAGED + 1))).mean() for i in indices.tolist()])
+        shares: NDArray[np.float64] = self.labelled[indices, DAMAGED:].sum(axis=1) / self._pixels
+        return shares
 
     def __len__(self) -> int:
         return len(self._tiles)
@@ -128,8 +135,7 @@ class BrightPairs:
         return self._cut(index, label, window, (side, side))
 
     def _label(self, index: int) -> NDArray[np.uint8]:
-        values, _ = read_layer(self._tiles[index], "label")
-        return np.asarray(values[0], np.uint8)
+        return _label_of(self._tiles[index])
 
     def _cut(self, index: int, label: NDArray[np.uint8], window: Window, shape: tuple[int, int]) -> Sample:
         """Return a window of a tile as a sample; what is missing to the shape holds no data and no label."""
@@ -187,13 +193,17 @@ def _chosen(config: BrightConfig) -> tuple[TileChoice, TileChoice]:
     return choose_of_split(index, split, "train"), choose_of_split(index, split, config.validate_on)
 
 
-def _check_sizes(tiles: Sequence[BrightTile], progress: Progress) -> None:
-    """Open every file of the tiles once, so that what is wrong is said before hours of training.
+def _checked(tiles: Sequence[BrightTile], progress: Progress) -> tuple[NDArray[np.int64], int]:
+    """Open every file of the tiles and read every label, so that what is wrong is said before hours of training.
+
+    Returns:
+        Pixels that are labelled as each class, shape (N, 4), and pixels of a tile.
 
     Raises:
         DataError: A file is damaged or not as published, or a tile has another size than the first.
     """
     first: tuple[int, int] | None = None
+    counts = np.zeros((len(tiles), len(CLASSES)), np.int64)
     for number, tile in enumerate(tiles):
         progress("check", number, len(tiles))
         shape = check_headers(tile).shape
@@ -203,12 +213,30 @@ def _check_sizes(tiles: Sequence[BrightTile], progress: Progress) -> None:
                 f"Tile {tile.id} has {shape[1]} × {shape[0]} px, {tiles[0].id} has {first[1]} × {first[0]} px.",
                 "Restore the published file, or take its id out of the lists.",
             )
+        counts[number] = _class_counts(_label_of(tile))
     progress("check", len(tiles), len(tiles))
+    return counts, math.prod(first or ())
+
+
+def _lacking(part: str, labelled: NDArray[np.int64]) -> list[str]:
+    """Return a warning for each class that no tile of a list holds, from the counts of its tiles."""
+    absent = [name for name, count in zip(CLASSES, labelled.sum(axis=0), strict=True) if not count]
+    return [f"No {part} tile is labelled {name}: take tiles that are into the {part} list." for name in absent]
+
+
+def _label_of(tile: BrightTile) -> NDArray[np.uint8]:
+    values, _ = read_layer(tile, "label")
+    return np.asarray(values[0], np.uint8)
+
+
+def _class_counts(label: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the pixels of each class, shape (4,), without those that are not labelled."""
+    return np.bincount(label.ravel(), minlength=UNLABELLED + 1)[: len(CLASSES)]
 
 
 def _largest_share(label: NDArray[np.uint8]) -> float:
     """Return the share of the commonest class among labelled pixels; 1 where there are none."""
-    counts = np.bincount(label.ravel(), minlength=UNLABELLED + 1)[: len(CLASSES)]
+    counts = _class_counts(label)
     return float(counts.max() / counts.sum()) if counts.sum() else 1.0
 
 

@@ -129,6 +129,23 @@ def test_unlabelled_pixels_are_unknown(copy: Path) -> None:
     assert (sample["target"][:50, :SIDE] == UNKNOWN).all() and (sample["target"][50:SIDE, :SIDE] == 0).all()
 
 
+def test_labels_are_read_before_the_training(copy: Path) -> None:
+    label = np.zeros((SIDE, SIDE), np.uint8)
+    label[:9] = 3
+    paint(copy, label)
+    pairs = BrightPairs(BrightConfig(root=copy))
+    assert pairs.labelled[0].tolist() == [SIDE * (SIDE - 9), 0, 0, SIDE * 9]
+    for part in ("train", "val"):
+        said = [line for line in pairs.warnings if line.startswith(f"No {part} tile")]
+        assert [line.split(":")[0].split()[-1] for line in said] == ["intact", "damaged"]
+    path = next(tile.label for tile in index_bright(copy).tiles if tile.id == pairs.ids[8])
+    assert path is not None
+    label[5, 5] = 7
+    write_cog(path, label, Grid.in_pixels(SIDE, SIDE), Band())
+    with pytest.raises(DataError, match=rf"{path.name} holds 7 in 1 pixels"):
+        BrightPairs(BrightConfig(root=copy))
+
+
 def test_what_cannot_be_learned_from_is_one_clear_line(copy: Path) -> None:
     tile = index_bright(copy).tiles[0]
     for path, bands in ((tile.pre, 3), (tile.post, 1), (tile.label, 1)):
