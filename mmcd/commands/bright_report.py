@@ -20,7 +20,7 @@ def report_bright(title: str, result: Mapping[str, Any]) -> None:
         result: What `mmcd.services.evaluate.evaluate` returned.
     """
     if "cross_event" in result:
-        _rows(title, result["cross_event"], ("tiles", *FIGURES))
+        _rows(title, result["cross_event"])
     else:
         _figures(title, result)
     for table in result["published"]:
@@ -30,7 +30,7 @@ def report_bright(title: str, result: Mapping[str, Any]) -> None:
 
 def _figures(title: str, result: Mapping[str, Any]) -> None:
     heads = {name: result[name] for name in ("version", "protocol", "tiles", "threshold")}
-    report(title, heads | {name: _percent(result[name]) for name in FIGURES if name in result})
+    report(escaped(title), heads | {name: _percent(result[name]) for name in FIGURES if name in result})
     if "iou" in result:
         classes = {
             name: {"IoU": iou, "F1 on buildings": result["f1_graded"].get(name), "labelled px": pixels}
@@ -54,7 +54,7 @@ def _rows(title: str, rows: Mapping[str, Mapping[str, Any]], columns: tuple[str,
     """Print one row a name; columns that are not chosen are those of the first row, and shares become percent."""
     columns = columns or tuple(next(iter(rows.values()), {}))
     results.print(f"\n[bold]{escaped(title)}[/bold]", soft_wrap=True)
-    table = Table()
+    table = Table(padding=(0, 0, 0, 1), pad_edge=False)  # so that seven published models fit into 100 columns
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")

@@ -119,7 +119,8 @@ def evaluate_bright(request: EvaluateRequest, progress: Progress) -> dict[str, A
         StorageError: The scores cannot be written.
     """
     card_path, card = find_card(request.model)
-    choice = _choose(request)
+    choice = chosen_tiles(request)
+    _keep_labels(choice, request.scores)
     predictor = _load(card_path, card, request)
     events: dict[str, Tally] = {}
     sizes: list[float] = []
@@ -148,7 +149,12 @@ def evaluate_bright(request: EvaluateRequest, progress: Progress) -> dict[str, A
     }
 
 
-def _choose(request: EvaluateRequest) -> TileChoice:
+def chosen_tiles(request: EvaluateRequest) -> TileChoice:
+    """Return the tiles that a request asks to score.
+
+    Raises:
+        DataError: There are no such tiles, or none is labelled.
+    """
     if not request.root.is_dir():
         raise DataError(f"{request.root} is not a folder.", "Give the folder of the data set with --root.")
     if request.hold_out is not None:
@@ -160,6 +166,13 @@ def _choose(request: EvaluateRequest) -> TileChoice:
         return choose_all(request.root, request.event)
     lists = lists_folder(request.root, request.lists)
     return choose_part(request.root, lists, request.protocol, request.split, request.event)
+
+
+def _keep_labels(choice: TileChoice, scores: Path | None) -> None:
+    """Refuse to write maps where the labels are: they have the names of the labels and would replace them."""
+    folders = {tile.label.parent.resolve() for tile in choice.tiles if tile.label is not None}
+    if scores is not None and scores.resolve() in folders:
+        raise DataError(f"{scores} holds the labels, and maps have their names.", "Give --scores another folder.")
 
 
 def _load(card_path: Path, card: Card, request: EvaluateRequest) -> Predictor:
@@ -236,7 +249,7 @@ def _warnings(card: Card, choice: TileChoice, total: Tally) -> list[str]:
 
 
 def _unfit(request: EvaluateRequest, card: Card, sizes: list[float]) -> list[str]:
-    """Return a warning for tiles that the card is not made for, and for one that may have seen the held-out event.
+    """Return a warning for tiles that the card is not made for, and for those that it may have learned from.
 
     Args:
         request: What is measured.
@@ -251,6 +264,8 @@ def _unfit(request: EvaluateRequest, card: Card, sizes: list[float]) -> list[str
             f"made for {card.gsd.min:g} to {card.gsd.max:g} m: they are scored as they are, without resampling."
         )
     data = card.training.get("data", {})
+    if request.hold_out is None and data.get("source") == "bright":
+        warnings += _learned_from(request, card.name, data.get("hold_out"))
     known = data.get("hold_out") == request.hold_out and data.get("one_shot", False) <= request.one_shot
     if request.hold_out is not None and not known:
         warnings.append(
@@ -258,3 +273,21 @@ def _unfit(request: EvaluateRequest, card: Card, sizes: list[float]) -> list[str
             f"--set data.hold_out={request.hold_out} before calling this a cross-event figure."
         )
     return warnings
+
+
+def _learned_from(request: EvaluateRequest, name: str, hold_out: str | None) -> list[str]:
+    """Return a warning where a model that was trained on BRIGHT may have seen the scored tiles.
+
+    Args:
+        request: What is measured, without an event that is held out.
+        name: The model.
+        hold_out: Event that it was trained without; such a model learns from the test tiles of the other events.
+    """
+    if hold_out is not None:
+        return [
+            f"{name!r} was trained without {hold_out} and on the test tiles of the other events: only "
+            f"--hold-out {hold_out} measures it on tiles that it never saw."
+        ]
+    if request.split in (None, "train"):
+        return [f"{name!r} was trained on a train list of BRIGHT, which may be scored here: give --split test."]
+    return []

@@ -1,18 +1,23 @@
 """BRIGHT's protocol on simulated tiles in the published layout."""
 
 import json
+import re
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import torch
+from rich.console import Console
 from sklearn.metrics import cohen_kappa_score, f1_score, jaccard_score
 from typer.testing import CliRunner
 
 from mmcd.cards import read_card, write_card
 from mmcd.cli import app
+from mmcd.commands import bright_report
+from mmcd.commands.bright_report import report_bright
 from mmcd.data.bright import CLASSES, EVENTS, BrightTile, index_bright, read_tile
 from mmcd.data.bright_choice import held_out_split
 from mmcd.errors import DataError, ModelError, UsageError
@@ -217,6 +222,10 @@ def test_bad_tiles_and_lists_are_one_clear_line(copy: Path, grader: Path, card_p
         evaluate(asked(copy, grader, event="nowhere"))
     with pytest.raises(DataError, match="no split lists"):
         evaluate(asked(copy, grader, split="test", lists=copy / "nowhere"))
+    labels = {path.name: path.read_bytes() for path in (copy / "target").iterdir()}
+    with pytest.raises(DataError, match=r"target holds the labels.*another folder"):
+        evaluate(asked(copy, grader, split="test", scores=copy / "splits" / ".." / "target"))
+    assert {path.name: path.read_bytes() for path in (copy / "target").iterdir()} == labels
     shutil.rmtree(copy / "target")
     with pytest.raises(DataError, match=r"None of the 3 tiles of standard_ML test .* has a label.*target folder"):
         evaluate(asked(copy, grader, split="test"))
@@ -286,6 +295,48 @@ def test_the_table_over_events_has_a_model_an_event_and_one_shot_leaves_out_what
         evaluate(asked(tree, tmp_path / "none" / "{event}.toml", hold_out="all"))
 
 
+def test_an_event_without_tiles_leaves_the_table_and_a_model_of_change_alone_has_its_own(
+    copy: Path, card_path: Path, tmp_path: Path
+) -> None:
+    lost, kept = "simulated-earthquake", "simulated-wildfire"
+    for event in (lost, kept):
+        shutil.copy(card_path.with_suffix(".safetensors"), tmp_path)
+        shutil.copy(card_path, tmp_path / f"{event}.toml")
+    for tile in index_bright(copy).tiles:
+        if tile.event == lost:
+            tile.pre.unlink()
+    result = evaluate(asked(copy, tmp_path / "{event}.toml", hold_out="all", one_shot=True))
+    assert tuple(result["cross_event"]) == (kept, "mean")
+    assert set(result["cross_event"][kept]) == {"tiles", "oa", "f1", "iou", "kappa"}
+    assert result["cross_event"]["mean"]["oa"] == result["results"][kept]["binary"]["oa"]
+    (said,) = [line for line in result["warnings"] if line.startswith(f"{lost} is left out")]
+    assert "has both images" in said and "Download them" in said
+    (tmp_path / f"{kept}.toml").unlink()
+    with pytest.raises(DataError, match=r"None of the 3 test tiles"):
+        evaluate(asked(copy, tmp_path / "{event}.toml", hold_out="all"))
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        ({"hold_out": "simulated-flood"}, {"split": "test"}, "on the test tiles of the other events: only --hold-out"),
+        ({}, {"split": "train"}, "was trained on a train list of BRIGHT"),
+        ({}, {"split": "test"}, None),
+    ],
+)
+def test_tiles_that_a_model_learned_from_are_told(
+    tree: Path, grader: Path, tmp_path: Path, data: dict[str, object], options: dict[str, str], words: str | None
+) -> None:
+    card = read_card(grader)
+    shutil.copy(grader.with_name(card.weights), tmp_path)
+    write_card(card.model_copy(update={"training": {"data": {"source": "bright"} | data}}), tmp_path / "card.toml")
+    said = evaluate(asked(tree, tmp_path / "card.toml", event=EVENT, **options))["warnings"]
+    assert [line for line in said if "was trained" in line and (words or "") in line] == [
+        line for line in said if "was trained" in line
+    ]
+    assert any("was trained" in line for line in said) == (words is not None)
+
+
 @pytest.mark.real_data
 def test_official_cross_event_lists(shared_data: Path) -> None:
     lists = shared_data / "bright_splits"
@@ -295,6 +346,18 @@ def test_official_cross_event_lists(shared_data: Path) -> None:
 
 
 # --- the command --------------------------------------------------------------------------------------------------
+
+
+def test_published_tables_fit_into_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = StringIO()
+    monkeypatch.setattr(bright_report, "results", Console(file=written, width=100))
+    row = {"tiles": 1114, "oa": 1.0, "miou": 1.0, "miou_absent_zero": 1.0, "f1_loc": 1.0, "f1_clf": None}
+    tables = [published("one_shot").to_dict(), published("standard_test").to_dict()]
+    report_bright("one-shot", {"cross_event": {"la_palma-volcano": row}, "published": tables, "warnings": []})
+    names = [*row, *EVENTS, *(column for table in tables for name in table["rows"] for column in table["rows"][name])]
+    lines = written.getvalue().splitlines()
+    cells = {cell.strip() for line in lines if line[:1] in "┃│" for cell in re.split("[┃│]", line)}
+    assert set(names) <= cells and max(len(line) for line in lines if line[:1] in "┃│┏└") == 100
 
 
 def shown(*arguments: object) -> str:
