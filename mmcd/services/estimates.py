@@ -23,15 +23,17 @@ from mmcd.services.runs import bytes_a_pixel, list_runs
 RECENT_RUNS = 5
 _BLOCK, _HALO = 512, 128  # the engine's block and what it reads around it, used until a run has told its own
 _FLOP_A_PIXEL = 128_000  # floating point operations of the siamese model a pixel it reads, counted by torch
-# Thousands of operations of the fusion UNet a pixel, level by level from 1 to 5: of a trunk's features for one image,
-# and of their concatenation and the decoder at full width. Other fusions and widths are estimated from these.
+# Thousands of operations of the fusion UNet a pixel, level by level from 1 to 5, at full width: of a trunk's features
+# for one image, of their concatenation, and of the decoder.
+_RESIDUAL_DECODER, _OTHER_DECODER = (0.3, 73.7, 32.8, 32.8, 8.2), (0.1, 8.2, 8.2, 8.2, 2.0)
 _FUSION_WORK = {
-    "resnet18": ((4.7, 73.7, 65.5, 65.5, 65.5), (37.2, 147.4, 106.5, 106.5, 45.1)),
-    "resnet34": ((4.7, 110.6, 139.3, 213.0, 102.4), (37.2, 147.4, 106.5, 106.5, 45.1)),
-    "resnet50": ((4.7, 106.5, 163.8, 233.5, 129.0), (37.2, 368.6, 327.7, 327.7, 155.7)),
-    "swin_t": ((0.0, 30.6, 31.1, 87.0, 30.2), (0.1, 35.8, 35.8, 35.8, 15.8)),
-    "convnext_tiny": ((0.0, 30.0, 30.8, 86.6, 30.2), (0.1, 35.8, 35.8, 35.8, 15.8)),
+    "resnet18": ((4.7, 73.7, 65.5, 65.5, 65.5), (36.9, 73.7, 73.7, 73.7, 36.9), _RESIDUAL_DECODER),
+    "resnet34": ((4.7, 110.6, 139.3, 213.0, 102.4), (36.9, 73.7, 73.7, 73.7, 36.9), _RESIDUAL_DECODER),
+    "resnet50": ((4.7, 106.5, 163.8, 233.5, 129.0), (36.9, 294.9, 294.9, 294.9, 147.5), _RESIDUAL_DECODER),
+    "swin_t": ((0.0, 30.6, 31.1, 87.0, 30.2), (0.0, 27.6, 27.6, 27.6, 13.8), _OTHER_DECODER),
+    "convnext_tiny": ((0.0, 30.0, 30.8, 86.6, 30.2), (0.0, 27.6, 27.6, 27.6, 13.8), _OTHER_DECODER),
 }
+_FUSION_SHARE = {"concat": 1.0, "absdiff": 0.5, "cross_attention": 2.0}  # of the work of concatenation, about
 _SHARE_OF_MATRIX_SPEED = 0.8  # of a whole run in bfloat16 against float32 matrices, measured on two cores
 _OVERHEAD_SECONDS = 4.0  # load the model, hash the images, write score and mask
 
@@ -103,12 +105,13 @@ def flop_a_pixel(card: Card) -> float:
     """Return the floating point operations of a card's network for each pixel that it reads."""
     if card.architecture != "fusion_unet":
         return _FLOP_A_PIXEL
-    settings = {"trunk": "resnet50", "levels": 5, "width": 1.0, **card.settings}
+    settings = {"trunk": "resnet50", "levels": 5, "width": 1.0, "fusion": "concat", **card.settings}
+    levels, width = slice(settings["levels"]), settings["width"]
     trunks = (settings["trunk"], settings.get("post_trunk") or settings["trunk"])
-    features, fused = zip(*(_FUSION_WORK[trunk] for trunk in trunks), strict=True)
-    levels = slice(settings["levels"])
-    work = sum(sum(image[levels]) for image in features)
-    return 1000.0 * float(work + settings["width"] * statistics.mean(sum(image[levels]) for image in fused))
+    parts = [[sum(part[levels]) for part in _FUSION_WORK[trunk]] for trunk in trunks]
+    encoded, fused, decoded = (statistics.mean(part) for part in zip(*parts, strict=True))
+    # The trunk runs for both images; a narrower decoder has fewer inputs and fewer outputs.
+    return 1000.0 * float(2 * encoded + _FUSION_SHARE[settings["fusion"]] * width * fused + width**2 * decoded)
 
 
 @functools.cache
