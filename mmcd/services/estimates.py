@@ -26,7 +26,7 @@ _FLOP_A_PIXEL = 128_000  # floating point operations of the siamese model a pixe
 # Thousands of operations of the fusion UNet a pixel, level by level from 1 to 5, at full width: of a trunk's features
 # for one image, of their concatenation, and of the decoder.
 _RESIDUAL_DECODER, _OTHER_DECODER = (0.3, 73.7, 32.8, 32.8, 8.2), (0.1, 8.2, 8.2, 8.2, 2.0)
-_FUSION_WORK = {
+_FUSION_WORK: dict[str, tuple[tuple[float, ...], ...]] = {
     "resnet18": ((4.7, 73.7, 65.5, 65.5, 65.5), (36.9, 73.7, 73.7, 73.7, 36.9), _RESIDUAL_DECODER),
     "resnet34": ((4.7, 110.6, 139.3, 213.0, 102.4), (36.9, 73.7, 73.7, 73.7, 36.9), _RESIDUAL_DECODER),
     "resnet50": ((4.7, 106.5, 163.8, 233.5, 129.0), (36.9, 294.9, 294.9, 294.9, 147.5), _RESIDUAL_DECODER),
