@@ -76,9 +76,15 @@ class ThresholdCurve:
         return values[name]
 
     def best(self, name: str) -> tuple[float, float]:
-        """Return the threshold at which a metric is highest, the first of several, and its value there."""
+        """Return the threshold at which a metric is highest, the first of several, and its value there.
+
+        Where damage is rare, accuracy may be highest above all scores, where nothing counts as change.
+        """
         values = self.metric(name)
         place = int(values.argmax())
+        if name == "accuracy" and self.negatives > values[place] * (self.positives + self.negatives):
+            above = np.nextafter(self.threshold.max(), np.inf, dtype=np.float32)  # scores are float32
+            return float(above), self.negatives / (self.positives + self.negatives)
         return float(self.threshold[place]), float(values[place])
 
     def rows(self) -> list[dict[str, float]]:

@@ -54,6 +54,16 @@ def test_metrics_and_the_best_of_them_are_those_of_the_cut_labels() -> None:
         assert cut == curve.threshold[int(np.argmax(values))]
 
 
+def test_rare_damage_that_scores_low_is_best_left_out_by_accuracy() -> None:
+    score = np.linspace(0.5, 1.5, 10, dtype=np.float32)
+    positive = np.arange(10) == 0
+    curve = ThresholdCurve.of(score, positive)
+    cut, value = curve.best("accuracy")
+    assert value == pytest.approx(0.9) and not (score >= cut).any() and cut == pytest.approx(1.5)
+    assert value >= max(row["accuracy"] for row in ThresholdCurve.of(score, positive, GRID).rows())
+    assert curve.best("f1")[0] == 0.5
+
+
 def test_the_grid_is_the_references_and_its_area_is_coarser() -> None:
     assert GRID.tolist() == pytest.approx([n / 10 for n in range(21)])
     score, positive = samples(5, count=2000, ties=1999)

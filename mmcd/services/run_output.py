@@ -126,17 +126,31 @@ def work_folder(folder: Path, needed: int) -> Path:
     work = folder / UNFINISHED
     try:
         work.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(work).free
     except OSError as error:
         raise StorageError(
             f"{folder} cannot be written: {error.strerror}.", "Choose another folder with --out."
         ) from error
+    refuse_full_disk(work, needed, folder)
+    return work
+
+
+def refuse_full_disk(there: Path, needed: int, named: Path | None = None) -> None:
+    """Refuse to begin what a disk has no room for.
+
+    Args:
+        there: A folder on the disk.
+        needed: Bytes that are going to be written.
+        named: Folder that the user asked for, if another.
+
+    Raises:
+        StorageError: The disk has less space.
+    """
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise StorageError(
-            f"The run needs about {needed / 1e6:,.0f} MB in {folder}, {free / 1e6:,.0f} MB are free.",
-            "Free some space, choose another folder or a smaller region.",
+            f"The run needs about {needed / 1e6:,.0f} MB in {named or there}, {free / 1e6:,.0f} MB are free.",
+            "Free some space, choose another folder or a smaller part of the data.",
         )
-    return work
 
 
 def write_products(products: Products) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,15 @@ from pydantic import Field
 from mmcd.config import Config
 from mmcd.data.bright import event_of
 from mmcd.data.patch_files import SUMMARY, read_patches, read_rules
-from mmcd.data.patch_index import PatchTable
+from mmcd.data.patch_index import PatchRules, PatchTable
+from mmcd.errors import ModelError
 from mmcd.geo.cog import atomic_path
 from mmcd.inference.patch_map import Compared, PatchScorer
-from mmcd.inference.patch_model import load_patch_model
+from mmcd.inference.patch_model import PatchModel, load_patch_model
 from mmcd.models.devices import Device, Precision
 from mmcd.progress import Progress, silent
 from mmcd.services.figures import draw_precision_recall, draw_thresholds
+from mmcd.services.run_output import refuse_full_disk
 from mmcd.thresholds import GRID, OPTIMISED, PairedWins, ThresholdCurve, check_classes
 
 if TYPE_CHECKING:
@@ -120,16 +122,18 @@ def search_threshold(request: ThresholdRequest, progress: Progress = silent) -> 
 
     Raises:
         DataError: The metadata are missing or do not belong to the data set, or hold one class only.
-        ModelError: The model is missing, damaged or no patch model.
-        StorageError: The folder cannot be written.
+        ModelError: The model is missing, damaged, no patch model or one of other bands.
+        StorageError: The disk is full or the folder cannot be written.
         Cancelled: The progress callback asked to stop.
     """
     from mmcd.data.patches import PatchPairs
 
     table = _drawn(read_patches(request.metadata, request.split), request)
     check_classes(~table.is_positive)
-    pairs = PatchPairs(request.root, table, read_rules(request.metadata))
+    rules = read_rules(request.metadata)
+    pairs = PatchPairs(request.root, table, rules)
     model = load_patch_model(request.model)
+    _check_bands(model)
     scorer = PatchScorer(model.network, request.device, request.precision)
     scores = _Scores(_scored(pairs, scorer, request, progress), table)
     progress("search", 0, 1)
@@ -147,7 +151,7 @@ def search_threshold(request: ThresholdRequest, progress: Progress = silent) -> 
         "auc_grid": grid.roc_auc(),
         "average_precision": curve.average_precision(),
         "arithmetic": vars(scorer.arithmetic),
-        "warnings": [*notes, *_leaks(request)],
+        "warnings": [*notes, *_leaks(request), *_other_context(model, rules)],
     }
     if request.out is not None:
         _write(request.out, values, scores, curve, grid)
@@ -170,7 +174,7 @@ def _scored(
     done = 0
     progress("score patches", done, len(pairs))
     with ExitStack() as stack:
-        kept: list[NDArray[np.float32]] = []
+        kept: list[BinaryIO] = []
         for batch in _batches(pairs, scorer, request.batch_size):
             vectors = {
                 "optical_features": batch.pre_features,
@@ -179,12 +183,13 @@ def _scored(
                 "sar_projected": batch.post,
             }
             if request.out is not None and not kept:
-                shapes = {name: (len(pairs), values.shape[1]) for name, values in vectors.items()}
-                kept = [_array(stack, request.out / f"{name}.npy", shape) for name, shape in shapes.items()]
+                sides = {name: values.shape[1] for name, values in vectors.items()}
+                kept = [_begun(stack, request.out / f"{name}.npy", (len(pairs), n)) for name, n in sides.items()]
+                refuse_full_disk(request.out, 4 * len(pairs) * sum(sides.values()))
             part = slice(done, done + len(batch.distance))
             distance[part] = batch.distance
-            for rows, values in zip(kept, vectors.values(), strict=bool(kept)):
-                rows[part] = values
+            for file, values in zip(kept, vectors.values(), strict=bool(kept)):
+                file.write(np.ascontiguousarray(values, "<f4").data)
             done = part.stop
             progress("score patches", done, len(pairs))
     return distance
@@ -197,9 +202,14 @@ def _batches(pairs: "PatchPairs", scorer: PatchScorer, batch_size: int) -> Itera
         yield scorer.compare(batch["optical"], batch["sar"])
 
 
-def _array(stack: ExitStack, path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return an array in a file that takes its name when the stack is left without an error."""
-    return np.lib.format.open_memmap(stack.enter_context(atomic_path(path)), mode="w+", dtype=np.float32, shape=shape)
+def _begun(stack: ExitStack, path: Path, shape: tuple[int, int]) -> BinaryIO:
+    """Return a file of float32 rows that follow; it takes its name when the stack is left without an error.
+
+    Rows are written and not mapped into memory: where a disk is full, a map would end the process without a word.
+    """
+    file = stack.enter_context(stack.enter_context(atomic_path(path)).open("wb"))
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return file
 
 
 def _facts_of(table: PatchTable, request: ThresholdRequest) -> dict[str, Any]:
@@ -244,11 +254,36 @@ def _interval(scores: _Scores, request: ThresholdRequest) -> tuple[dict[str, Any
 
 
 def _leaks(request: ThresholdRequest) -> list[str]:
-    """Warn of metadata whose sides share context, as those of the reference do."""
+    """Warn of patches that a model may have learned from, or seen the surroundings of as the reference's has."""
     by = json.loads((request.metadata / SUMMARY).read_text()).get("split_by")
+    if request.split == "train":
+        return ["A model of these metadata has learned from their train split, so figures are too good."]
     if by == "patch" or by is None:
         return ["The metadata are split by patch: validation shares context with training, so figures are too good."]
     return []
+
+
+def _check_bands(model: PatchModel) -> None:
+    """Refuse a model of other images.
+
+    Raises:
+        ModelError: It takes other numbers of bands than a patch has.
+    """
+    encoders = model.network.optical_encoder, model.network.sar_encoder
+    optical, sar = (encoder.conv1.in_channels for encoder in encoders)
+    if (optical, sar) != (3, 1):
+        raise ModelError(
+            f"{model.name} takes {optical} optical and {sar} SAR bands, a patch has 3 and 1.",
+            "Give a model that was trained on such patches.",
+        )
+
+
+def _other_context(model: PatchModel, rules: PatchRules) -> list[str]:
+    """Warn where a card tells another context than the metadata; the reference's checkpoints tell none."""
+    learned, given = model.network.context, rules.context_patch_size
+    if model.card is None or learned == given:
+        return []
+    return [f"The metadata have contexts of {given} px, {model.name} learned from {learned} px."]
 
 
 def _write(

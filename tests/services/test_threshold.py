@@ -1,7 +1,9 @@
 """The threshold search through service and command, on simulated BRIGHT tiles and a checkpoint as the reference's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from mmcd.cli import app
 from mmcd.data.patch_files import read_patches, write_patches
 from mmcd.data.patch_index import PatchRules, PatchSplit, PatchTable
 from mmcd.data.patches import PatchPairs
-from mmcd.errors import Cancelled, DataError, ModelError
+from mmcd.errors import Cancelled, DataError, ModelError, StorageError
 from mmcd.inference.patch_model import load_patch_model
+from mmcd.models.siamese import ContextSiamese
 from mmcd.services.index import IndexRequest, build_index
 from mmcd.services.threshold import ThresholdRequest, ThresholdResult, search_threshold
 
@@ -162,6 +165,45 @@ def test_a_search_that_is_stopped_leaves_no_file(
     with pytest.raises(Cancelled):
         search_threshold(ThresholdRequest.checked(**words, out=tmp_path / "out"), stop)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_embeddings_are_written_batch_by_batch_where_there_is_room(
+    patch_tree: Path, metadata: Path, patch_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"root": patch_tree, "metadata": metadata, "model": str(patch_checkpoint), "device": "cpu", "batch_size": 4}
+    request = ThresholdRequest.checked(**words, limit=40, out=tmp_path / "out")
+    sizes = []
+
+    def look(stage: str, done: int, total: int) -> None:
+        if stage == "score patches" and done:
+            sizes.append(sum(path.stat().st_size for path in request.out.iterdir()))
+
+    search_threshold(request, look)
+    whole = 40 * (2 * 512 + 2 * 16) * 4
+    assert sizes[0] < whole / 2 < sizes[-1], "a file of its whole length would be a hole that a full disk cannot fill"
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=whole - 1))
+    other = ThresholdRequest.checked(**words, limit=40, out=tmp_path / "full")
+    with pytest.raises(StorageError, match=r"needs about 0 MB in .*full, 0 MB are free"):
+        search_threshold(other)
+    assert list((tmp_path / "full").iterdir()) == []
+
+
+def test_a_model_of_other_bands_is_refused(patch_tree: Path, metadata: Path, tmp_path: Path) -> None:
+    values = {"model_state_dict": ContextSiamese(4, 2, "resnet18", embedding_dim=8).state_dict()}
+    torch.save(values, tmp_path / "four.pth")
+    with pytest.raises(ModelError, match="four takes 4 optical and 2 SAR bands, a patch has 3 and 1"):
+        search(patch_tree, metadata, tmp_path / "four.pth")
+
+
+def test_figures_of_the_train_split_and_of_another_context_come_with_a_warning(
+    patch_tree: Path, metadata: Path, patch_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_patch_model(str(patch_checkpoint))
+    carded = replace(model, card=SimpleNamespace(decision=None))  # a card of a network of 256 px; metadata of 32 px
+    monkeypatch.setattr("mmcd.services.threshold.load_patch_model", lambda _: carded)
+    warnings = search(patch_tree, metadata, patch_checkpoint, split="train", limit=40).warnings
+    assert any("has learned from their train split" in line for line in warnings)
+    assert f"The metadata have contexts of 32 px, {model.name} learned from 256 px." in warnings
 
 
 def test_the_command_prints_one_object_or_a_table(
