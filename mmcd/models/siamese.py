@@ -283,7 +283,8 @@ class ContextSiamese(nn.Module):
         optical = self._pooled(self.optical_encoder(pre)[-1])
         sar = self._pooled(self.sar_encoder(post)[-1])
         before, after = _unit(self.optical_projector(optical)), _unit(self.sar_projector(sar))
-        return ContextOutput(1 - (before * after).sum(dim=1, keepdim=True), before, after, optical, sar)
+        distance = 1 - (before * after).sum(dim=1, keepdim=True)
+        return ContextOutput(distance.clamp(0, 2), before, after, optical, sar)  # rounding leaves [0, 2] by 1e-7
 
     def _pooled(self, features: Tensor) -> Tensor:
         """Return one vector for every context: (B, C) from patches, (B, C, H/8, W/8) from a tile."""

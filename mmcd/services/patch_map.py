@@ -124,13 +124,18 @@ class PatchMapRequest(Config):
         """Return the sides of ROI and context, and the stride.
 
         Raises:
-            UsageError: No ROI lies in the middle of such a context.
+            UsageError: No ROI lies in the middle of such a context, or no pixel of it has a weight.
         """
         context = self.context_size or model.network.context
         if (context - self.roi_size) % 2 or context < self.roi_size:
             raise UsageError(
                 f"A context of {context} px must exceed --roi-size {self.roi_size} by an even number.",
                 "Use --context-size 256 and --roi-size 16.",
+            )
+        if self.window == "dome" and self.roi_size == 2:
+            raise UsageError(
+                "A dome weighs the corners of an ROI by 0, and --roi-size 2 has only corners.",
+                "Use --window classic or --roi-size 16.",
             )
         return PatchRules(roi_patch_size=self.roi_size, context_patch_size=context, patch_stride=self.stride)
 

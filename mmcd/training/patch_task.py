@@ -87,7 +87,8 @@ class PatchTask(L.LightningModule):
         output, is_positive = self(batch), batch["is_positive"]
         options = self.config.loss
         embeddings = output.pre_embedding, output.post_embedding
-        positive, negative = reference_infonce(*embeddings, is_positive, options.temperature)
+        with torch.autocast(self.device.type, enabled=False):  # bf16 would round cosines that are divided by 0.07
+            positive, negative = reference_infonce(*embeddings, is_positive, options.temperature)
         negative = options.negative_weight * negative
         self._seen[side].add(positive, negative, output.distance[:, 0], is_positive)
         return positive + negative

@@ -161,6 +161,16 @@ def test_reference_patch_is_one_answer_for_a_context():
     torch.testing.assert_close(output.distance[:, 0], 1 - cosine)
 
 
+def test_distances_of_equal_vectors_are_not_below_zero():
+    torch.manual_seed(0)
+    patch = trained_like(ContextSiamese(1, 1, trunk="resnet18"))
+    patch.sar_encoder, patch.sar_projector = patch.optical_encoder, patch.optical_projector
+    image = torch.randn(48, 1, 32, 32)
+    output = patch(image, image)
+    rounded = 1 - (output.pre_embedding * output.post_embedding).sum(dim=1)
+    assert rounded.min() < 0 <= output.distance.min() and output.distance.max() < 1e-6
+
+
 def test_reference_dense_and_patch_load_one_state_dict_and_agree():
     """Only the zero padding at the border of each patch differs."""
     torch.manual_seed(5)

@@ -244,6 +244,8 @@ def test_requests_that_cannot_be_carried_out_are_refused(
             request(patch_tree, patch_checkpoint, **words)
     with pytest.raises(UsageError, match="even number"):
         run(patch_tree, patch_checkpoint, image_id, tmp_path / "out", context_size=65)
+    with pytest.raises(UsageError, match="--roi-size 2 has only corners"):
+        run(patch_tree, patch_checkpoint, image_id, tmp_path / "out", roi_size=2, window="dome")
     with pytest.raises(DataError, match="There is no tile nowhere-flood_00000001"):
         run(patch_tree, patch_checkpoint, "nowhere-flood_00000001", tmp_path / "out")
     with pytest.raises(DataError, match="the val folder"):

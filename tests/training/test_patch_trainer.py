@@ -24,6 +24,7 @@ from mmcd.data.patch_files import read_patches
 from mmcd.data.patch_index import PatchTable
 from mmcd.data.patches import PatchSample
 from mmcd.errors import Cancelled, ConfigError, DataError, MmcdError
+from mmcd.losses.contrastive import reference_infonce
 from mmcd.models import encoders, zoo
 from mmcd.models.pretrained import freeze_trunks
 from mmcd.models.siamese import ContextSiamese
@@ -366,6 +367,21 @@ def test_an_alarm_may_be_a_warning(task: PatchTask, caplog: pytest.LogCaptureFix
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_taken_in_fp32_whatever_the_network_runs_in(task: PatchTask) -> None:
+    torch.manual_seed(2)
+    batch = PatchSample(
+        optical=torch.randn(4, 3, 32, 32),
+        sar=torch.randn(4, 1, 32, 32),
+        is_positive=torch.tensor([True, False, True, False]),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        output = task(batch)
+        task.forward = lambda _: output  # type: ignore[method-assign]
+        loss = task.training_step(batch, 0)
+    terms = reference_infonce(output.pre_embedding, output.post_embedding, batch["is_positive"], 0.07)
+    assert loss.dtype == torch.float32 and loss.item() == sum(terms).item()
 
 
 def test_figures_of_an_epoch_are_means_over_batches_and_classes() -> None:
