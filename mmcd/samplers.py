@@ -6,10 +6,12 @@ from itertools import islice
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import distributed
 from torch.utils.data import DataLoader, Sampler
 
-from mmcd.errors import DataError
+from mmcd.errors import ConfigError, DataError
 
 
 class EpochBatchSampler(Sampler[list[int]]):
@@ -29,6 +31,30 @@ class EpochBatchSampler(Sampler[list[int]]):
     def sampler(self) -> Self:
         """Itself: of a batch sampler Lightning tells the epoch to nothing but its ``sampler``."""
         return self
+
+
+class ResumableBatchSampler(EpochBatchSampler):
+    """Batches that go on within an epoch."""
+
+    _resumed = (0, 0)  # epoch, and how many of its batches are left out
+
+    def resume(self, epoch: int, batches: int) -> None:
+        """Go on within an epoch: leave out its first batches, which were already trained on."""
+        self.epoch = epoch
+        self._resumed = (epoch, batches)
+
+    @property
+    def skipped(self) -> int:
+        """Batches of the chosen epoch that are left out."""
+        epoch, batches = self._resumed
+        return batches if epoch == self.epoch else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the order depends on beside seed and epoch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
 
 
 class GroupBatchSampler(EpochBatchSampler):
@@ -76,7 +102,7 @@ def _cycle(members: NDArray[np.intp], count: int, random: np.random.Generator) -
     return np.concatenate([random.permutation(members) for _ in range(rounds)] or [members[:0]])[:count]
 
 
-class RatioBatchSampler(EpochBatchSampler):
+class RatioBatchSampler(ResumableBatchSampler):
     """Full batches with a fixed share of negative (damaged) patches, as many as it takes to count all patches once.
 
     Each class is drawn without replacement until all its patches were seen, then again in a new order. With a
@@ -109,7 +135,6 @@ class RatioBatchSampler(EpochBatchSampler):
         reseed: bool = True,
     ) -> None:
         self.batch_size, self.seed, self.reseed = batch_size, seed, reseed
-        self._resumed = (0, 0)  # epoch, and how many of its batches are left out
         self._total = len(is_positive)
         self._negatives, self._positives = np.flatnonzero(~is_positive), np.flatnonzero(is_positive)
         share = len(self._negatives) / max(self._total, 1)
@@ -117,11 +142,6 @@ class RatioBatchSampler(EpochBatchSampler):
         self._per_batch = math.floor(batch_size * neg_ratio + 1e-9)  # 0.29 * 100 is 28.999...
         if self.enforced:
             self._check(neg_ratio)
-
-    def resume(self, epoch: int, batches: int) -> None:
-        """Go on within an epoch: leave out its first batches, which were already trained on."""
-        self.epoch = epoch
-        self._resumed = (epoch, batches)
 
     def __len__(self) -> int:
         # All batches of an epoch, also of one that is resumed. A batch of one patch has no batch statistics, so a
@@ -132,12 +152,6 @@ class RatioBatchSampler(EpochBatchSampler):
         random = np.random.default_rng(self.seed + (self.epoch if self.reseed else 0))
         batches = self._enforced(random) if self.enforced else self._shuffled(random)
         yield from islice(batches, self.skipped, None)
-
-    @property
-    def skipped(self) -> int:
-        """Batches of the chosen epoch that are left out."""
-        epoch, batches = self._resumed
-        return batches if epoch == self.epoch else 0
 
     def _enforced(self, random: np.random.Generator) -> Iterator[list[int]]:
         negatives = _cycle(self._negatives, len(self) * self._per_batch, random).reshape(len(self), -1)
@@ -170,6 +184,165 @@ class RatioBatchSampler(EpochBatchSampler):
             )
 
 
+class PlaceBatchSampler(ResumableBatchSampler):
+    """Full batches of different places; with halves, the older and the recent half of each side by side.
+
+    Every place is drawn at most once an epoch; those that do not fill a batch are left out. Under several processes all
+    draw the same order and each takes its own places of it, as many batches everywhere, so that no two processes see
+    a place in one step. (Lightning has to be told ``use_distributed_sampler=False``.)
+
+    Args:
+        places: Number of places. With halves, items ``2 * place`` and ``2 * place + 1`` are its older and recent half,
+            as in `mmcd.data.seasonal.SeasonalSeries`.
+        batch_size: Items of a batch on one process; even with halves.
+        halves: Whether items are halves, which TeCo and CACo need.
+        seed: Seed of the order, the same on every process.
+        ranks: Number of this process and of all; None asks `torch.distributed` when an epoch begins.
+
+    Raises:
+        ConfigError: A batch of halves is odd.
+    """
+
+    def __init__(
+        self, places: int, batch_size: int, *, halves: bool, seed: int = 0, ranks: tuple[int, int] | None = None
+    ) -> None:
+        self.places, self.batch_size, self.halves, self.seed = places, batch_size, halves, seed
+        self._ranks = ranks
+        self._items = 2 if halves else 1
+        if batch_size < 1 or batch_size % self._items:
+            raise ConfigError(
+                f"A batch of {batch_size} cannot hold both halves of every place.", "Choose an even batch size."
+            )
+
+    def __len__(self) -> int:
+        step, (_, processes) = self._step(), self._process()
+        if self.places < step:
+            raise DataError(
+                f"{self.places:,} places do not fill a batch of {self.batch_size} on each of {processes} processes: "
+                f"{step:,} are needed.",
+                "Choose a smaller batch size, or give more places.",
+            )
+        return self.places // step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, processes = self._process()
+        random = np.random.default_rng([self.seed, self.epoch])
+        own = self._drawn(random).reshape(len(self), processes, -1)[:, rank]
+        for batch in own[self.skipped :]:
+            yield (self._items * batch[:, None] + np.arange(self._items)).ravel().tolist()
+
+    def _drawn(self, random: np.random.Generator) -> NDArray[np.intp]:
+        """Return the places of every batch of all processes, shape (batches, places of a step)."""
+        batches, step = len(self), self._step()
+        order = random.permutation(self.places)
+        quota = _capped(self._weights()[order], batches * step, batches)
+        # One random start for all: every place gets its quota, rounded up or down, and all get what is needed.
+        ends = np.floor(np.cumsum(quota) + random.random()).astype(np.intp)
+        ends[-1] = batches * step
+        copies = np.repeat(order, np.diff(np.minimum(ends, ends[-1]), prepend=0))
+        # Dealt like cards: copies of a place, never more than there are batches, fall into different ones.
+        dealt = copies.reshape(step, batches).T
+        return random.permuted(random.permutation(dealt), axis=1)
+
+    def _weights(self) -> NDArray[np.float64]:
+        """Return how often each place is drawn, in proportion."""
+        return np.ones(self.places)
+
+    def _step(self) -> int:
+        """Return the places of a step on all processes."""
+        return self.batch_size // self._items * self._process()[1]
+
+    def _process(self) -> tuple[int, int]:
+        if self._ranks is not None:
+            return self._ranks
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+
+
+class ChangeAwareSampler(PlaceBatchSampler):
+    """Draws the places more often that are believed to have changed more; else a `PlaceBatchSampler`.
+
+    A place may come several times an epoch, but never twice in a step of all processes. Until there is an estimate all
+    places are drawn alike.
+
+    Args:
+        places: As in `PlaceBatchSampler`.
+        batch_size: As in `PlaceBatchSampler`.
+        halves: As in `PlaceBatchSampler`.
+        even: Share of the draws that does not look at the estimate, so that unchanged places stay seen.
+        seed: As in `PlaceBatchSampler`.
+        ranks: As in `PlaceBatchSampler`.
+
+    Raises:
+        ConfigError: A batch of halves is odd, or the share is none.
+    """
+
+    def __init__(
+        self,
+        places: int,
+        batch_size: int,
+        *,
+        halves: bool = True,
+        even: float = 0.5,
+        seed: int = 0,
+        ranks: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(places, batch_size, halves=halves, seed=seed, ranks=ranks)
+        if not 0 <= even <= 1:
+            raise ConfigError(f"{even:g} is no share of the draws.", "Choose from 0 to 1, such as 0.5.")
+        self.even = even
+        self._relative = np.ones(places)
+
+    def set_estimate(self, change: NDArray[np.floating[Any]]) -> None:
+        """Choose the estimate that the next epoch is drawn by, between epochs and the same on every process.
+
+        Args:
+            change: How much each place changed, at least 0; NaN where nothing is known, which counts as the mean. Shape
+                (places,), or (places, 2) by half, of which the greater counts: ``beliefs.running[..., 2]`` of
+                `mmcd.training.change_labels.ChangeLabels`.
+
+        Raises:
+            DataError: There is not one number for each place, or one is negative or infinite.
+        """
+        values = np.asarray(change, dtype=np.float64)
+        if values.shape not in ((self.places,), (self.places, 2)) or np.isinf(values).any() or (values < 0).any():
+            raise DataError(
+                f"An estimate of shape {values.shape} does not say how much each of {self.places:,} places changed.",
+                "Give numbers from 0 on, one for each place or for both of its halves.",
+            )
+        values = np.fmax.reduce(values.reshape(self.places, -1), axis=1)
+        known = values[~np.isnan(values)]
+        mean = known.mean() if len(known) else 0.0
+        self._relative = np.nan_to_num(values / mean, nan=1.0) if mean > 0 else np.ones(self.places)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the estimate that the epoch is drawn by: the running one has moved on since it began."""
+        return {"relative_change": torch.from_numpy(self._relative.copy())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self._relative = np.asarray(state["relative_change"])
+
+    def _weights(self) -> NDArray[np.float64]:
+        return self.even + (1 - self.even) * self._relative
+
+
+def _capped(weights: NDArray[np.float64], total: int, most: int) -> NDArray[np.float64]:
+    """Return numbers in proportion to weights that add up to ``total``, none above ``most``."""
+    quota = np.full(len(weights), float(most))
+    free = np.ones(len(weights), dtype=bool)
+    while free.any():
+        rest = weights[free] if weights[free].any() else np.ones(int(free.sum()))
+        quota[free] = (total - most * (len(weights) - free.sum())) * rest / rest.sum()
+        above = free & (quota > most)
+        if not above.any():
+            break
+        quota[above] = most
+        free &= ~above
+    return quota
+
+
 @runtime_checkable
 class FollowsEpoch(Protocol):
     """A data set whose samples depend on the epoch."""
@@ -181,7 +354,7 @@ class FollowsEpoch(Protocol):
 class ResumableLoader(DataLoader[Any]):
     """A loader that knows how many batches it has handed out, so that a run goes on in the middle of an epoch.
 
-    Its batch sampler has to be a `RatioBatchSampler`. A data set that augments by the epoch is told its number.
+    Its batch sampler has to be a `ResumableBatchSampler`. A data set that augments by the epoch is told its number.
     """
 
     _handed = 0
@@ -195,15 +368,16 @@ class ResumableLoader(DataLoader[Any]):
             self._handed += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its batches were handed out."""
-        return {"epoch": self._order().epoch, "batches": self._handed}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, how many of its batches were handed out, and what their order depends on."""
+        return {"epoch": self._order().epoch, "batches": self._handed, **self._order().state_dict()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the batches that were handed out."""
+        self._order().load_state_dict(state)
         self._order().resume(state["epoch"], state["batches"])
 
-    def _order(self) -> RatioBatchSampler:
-        if not isinstance(self.batch_sampler, RatioBatchSampler):
-            raise TypeError("a ResumableLoader needs a RatioBatchSampler")
+    def _order(self) -> ResumableBatchSampler:
+        if not isinstance(self.batch_sampler, ResumableBatchSampler):
+            raise TypeError("a ResumableLoader needs a ResumableBatchSampler")
         return self.batch_sampler

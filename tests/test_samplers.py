@@ -1,11 +1,19 @@
+from itertools import chain
+
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmcd.errors import DataError
-from mmcd.samplers import GroupBatchSampler, RatioBatchSampler, ResumableLoader
+from mmcd.errors import ConfigError, DataError
+from mmcd.samplers import (
+    ChangeAwareSampler,
+    GroupBatchSampler,
+    PlaceBatchSampler,
+    RatioBatchSampler,
+    ResumableLoader,
+)
 from mmcd.training.steps import StepBatches
 
 GROUPS = ["large"] * 80 + ["middle"] * 20 + [f"single{i}" for i in range(4)]
@@ -218,3 +226,121 @@ def test_a_resumed_run_is_given_what_an_uninterrupted_one_is(tmp_path, step):
     whole = heard(loader(), save_at=step, path=tmp_path / "last.ckpt")
     assert [{value // 1000 for value in batch} for batch in whole] == [{epoch} for epoch in range(4) for _ in range(5)]
     assert heard(loader(), tmp_path / "last.ckpt") == whole[step:]
+
+
+# --- places, and places that changed ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("halves", "size", "count"), [(True, 8, 5), (False, 8, 2), (False, 1, 23), (True, 46, 1)])
+def test_place_batches_are_full_and_hold_both_halves_side_by_side(halves, size, count):
+    sampler = PlaceBatchSampler(23, size, halves=halves, seed=1)
+    left_out = set()
+    for batches in epochs(sampler, 6):
+        assert len(batches) == len(sampler) == count and all(len(batch) == size for batch in batches)
+        items = np.concatenate(batches)
+        if halves:
+            assert (items[::2] % 2 == 0).all() and (items[1::2] == items[::2] + 1).all()
+            items = items[::2] // 2
+        assert len(set(items.tolist())) == len(items) and items.max() < 23
+        left_out |= set(range(23)) - set(items.tolist())
+    assert len(left_out) > 2 or len(items) == 23
+
+
+@pytest.mark.parametrize("make", [PlaceBatchSampler, ChangeAwareSampler])
+def test_processes_share_a_step_and_never_a_place(make):
+    estimate = np.random.default_rng(0).exponential(size=50)
+    ranks = [make(50, 8, halves=True, seed=3, ranks=(rank, 3)) for rank in range(3)]
+    alone = make(50, 24, halves=True, seed=3)
+    for sampler in (*ranks, alone):
+        sampler.set_epoch(2)
+        if isinstance(sampler, ChangeAwareSampler):
+            sampler.set_estimate(estimate)
+    steps = list(zip(*ranks, strict=True))
+    assert len(steps) == len(alone) == len(ranks[0]) == 4
+    for parts, whole in zip(steps, alone, strict=True):
+        assert list(chain(*parts)) == whole and len(set(whole)) == 24
+
+
+def test_processes_are_asked_for_when_an_epoch_begins(monkeypatch):
+    sampler = PlaceBatchSampler(20, 4, halves=True)
+    alone = list(sampler)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    assert len(sampler) == 5 and len(alone) == 10
+    assert list(sampler) == list(PlaceBatchSampler(20, 4, halves=True, ranks=(1, 2))) != alone[:5]
+
+
+def test_places_are_drawn_in_proportion_to_their_change():
+    change = np.array([0.0] * 40 + [1.0] * 40 + [3.0] * 20)
+    for even, expected in ((0.0, change / 1.0), (0.5, 0.5 + 0.5 * change), (1.0, np.ones(100))):
+        sampler = ChangeAwareSampler(100, 20, even=even, seed=5)
+        sampler.set_estimate(change)
+        counts = np.zeros(100)
+        for batches in epochs(sampler, 60):
+            for batch in batches:
+                assert len(set(batch)) == 20, "a place never meets itself"
+            drawn = np.bincount(np.concatenate(batches)[::2] // 2, minlength=100)
+            quota = expected * 100 / expected.sum()
+            assert (np.abs(drawn - quota) < 1).all(), "every place gets its quota, rounded up or down"
+            counts += drawn
+        wanted = 60 * quota
+        for group in (slice(0, 40), slice(40, 80), slice(80, 100)):
+            assert counts[group].mean() == pytest.approx(wanted[group].mean(), rel=0.02, abs=0.1)
+
+
+def test_a_single_changed_place_comes_once_a_batch_at_most():
+    change = np.zeros(30)
+    change[7] = 5.0
+    sampler = ChangeAwareSampler(30, 6, halves=False, even=0.0)
+    sampler.set_estimate(change)
+    (batches,) = epochs(sampler, 1)
+    assert len(batches) == 5 and all(batch.count(7) == 1 and len(set(batch)) == 6 for batch in batches)
+
+
+def test_what_is_not_known_counts_as_the_mean_and_halves_by_the_greater():
+    nan = np.nan
+    sampler, flat = (ChangeAwareSampler(4, 2, even=0.0, seed=9) for _ in range(2))
+    sampler.set_estimate(np.array([[nan, 1.0], [2.0, nan], [nan, nan], [3.0, 0.5]]))
+    flat.set_estimate(np.array([1.0, 2.0, 2.0, 3.0]))
+    plain = PlaceBatchSampler(4, 2, halves=True, seed=9)
+    assert list(sampler) == list(flat)
+    fresh = ChangeAwareSampler(4, 2, seed=9)
+    assert list(fresh) == list(plain)
+    for nothing in (np.full(4, nan), np.zeros((4, 2))):
+        fresh.set_estimate(nothing)
+        assert list(fresh) == list(plain)
+
+
+def test_a_resumed_epoch_of_places_is_drawn_by_the_estimate_it_began_with():
+    def loader(sampler):
+        return ResumableLoader(torch.arange(80), batch_sampler=sampler)
+
+    change = np.random.default_rng(1).exponential(size=(40, 2))
+    first = loader(ChangeAwareSampler(40, 8, seed=2))
+    first.batch_sampler.set_epoch(3)
+    first.batch_sampler.set_estimate(change)
+    whole = [batch.tolist() for batch in first]
+    batches = iter(first)
+    next(batches), next(batches)
+    state = first.state_dict()
+    second = loader(ChangeAwareSampler(40, 8, seed=2))
+    second.load_state_dict(state)
+    assert [batch.tolist() for batch in second] == whole[2:] and len(whole) == 10
+    second.batch_sampler.set_estimate(change[::-1])
+    second.batch_sampler.set_epoch(4)
+    assert len(list(second)) == 10
+
+
+def test_places_that_cannot_be_drawn_are_refused():
+    for size in (0, 7):
+        with pytest.raises(ConfigError, match="even batch size"):
+            PlaceBatchSampler(10, size, halves=True)
+    with pytest.raises(DataError, match="10 places do not fill a batch of 12 on each of 2 processes: 12 are needed"):
+        list(PlaceBatchSampler(10, 12, halves=True, ranks=(0, 2)))
+    with pytest.raises(ConfigError, match="no share"):
+        ChangeAwareSampler(10, 4, even=1.5)
+    sampler = ChangeAwareSampler(3, 2)
+    for estimate in ([1.0, 2.0], [1.0, -1.0, 2.0], [1.0, np.inf, 1.0], [[1.0] * 3] * 3):
+        with pytest.raises(DataError, match="each of 3 places"):
+            sampler.set_estimate(np.array(estimate))
