@@ -14,7 +14,10 @@ def evaluate(
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],
     event: Annotated[str | None, typer.Option(help="One event of the data set.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="train or test; levir also has val, BRIGHT val and holdout.")
+        str | None,
+        typer.Option(
+            help="train or test; levir also has val, BRIGHT val, holdout and unsupervised, all standard tiles but val."
+        ),
     ] = None,
     lists: Annotated[
         Path | None, typer.Option(help="Folder of BRIGHT's split lists; `splits` in its folder when left out.")

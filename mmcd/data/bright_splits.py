@@ -118,6 +118,17 @@ def cross_event_split(
     return BrightSplit(name, parts | {"test": tuple(sorted(held_out - learnt))}, standard.warnings)
 
 
+def unsupervised_split(standard: BrightSplit) -> BrightSplit:
+    """Return the split of unsupervised change detection: tuned on the val tiles, tested on the 3,796 others.
+
+    Args:
+        standard: The standard lists.
+    """
+    others = sorted(i for name, ids in standard.parts.items() if name != "val" for i in ids)
+    parts = {"val": standard.parts.get("val", ()), "test": tuple(others)}
+    return BrightSplit(f"{standard.name} unsupervised", parts, standard.warnings)
+
+
 def resolve_split(
     split: BrightSplit, index: BrightIndex, wanted: Sequence[str] | None = None
 ) -> tuple[dict[str, tuple[BrightTile, ...]], tuple[str, ...]]:

@@ -35,6 +35,7 @@ from mmcd.data.bright_choice import (
     held_out_split,
     lists_folder,
 )
+from mmcd.data.bright_splits import read_split, unsupervised_split
 from mmcd.errors import DataError, ModelError
 from mmcd.evaluation import ScoreCounts, summary
 from mmcd.geo.cog import SCORE_BAND, Band, write_cog
@@ -165,6 +166,9 @@ def chosen_tiles(request: EvaluateRequest) -> TileChoice:
             raise DataError("--lists names the tiles of several parts.", "Choose one with --split.")
         return choose_all(request.root, request.event)
     lists = lists_folder(request.root, request.lists)
+    if request.split == "unsupervised":
+        others = unsupervised_split(read_split(lists, "standard_ML"))
+        return choose_of_split(index_bright(request.root), others, "test", request.event)
     return choose_part(request.root, lists, request.protocol, request.split, request.event)
 
 
@@ -288,6 +292,6 @@ def _learned_from(request: EvaluateRequest, name: str, hold_out: str | None) -> 
             f"{name!r} was trained without {hold_out} and on the test tiles of the other events: only "
             f"--hold-out {hold_out} measures it on tiles that it never saw."
         ]
-    if request.split in (None, "train"):
+    if request.split in (None, "train", "unsupervised"):
         return [f"{name!r} was trained on a train list of BRIGHT, which may be scored here: give --split test."]
     return []

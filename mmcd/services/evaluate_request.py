@@ -13,7 +13,7 @@ from mmcd.inference.exported import BackendChoice
 from mmcd.models.devices import Device, Precision
 
 DatasetName = Literal["ombria", "bright", "levir"]
-SplitName = Literal["train", "val", "holdout", "test"]
+SplitName = Literal["train", "val", "holdout", "test", "unsupervised"]
 
 EVENT_PLACE = "{event}"
 """Stands in the path of a card for the event that the card was trained without."""
@@ -30,8 +30,8 @@ class EvaluateRequest(Config):
         dataset: Name of the data set.
         root: Its folder.
         event: One event; all tiles of the folder or split when left out.
-        split: Part of the data set: ``train`` or ``test`` of OMBRIA's main set, a list of BRIGHT's, or ``train``,
-            ``val`` or ``test`` of LEVIR-CD.
+        split: Part of the data set: ``train`` or ``test`` of OMBRIA's main set, a list of BRIGHT's or
+            ``unsupervised``, all its standard tiles but val, or ``train``, ``val`` or ``test`` of LEVIR-CD.
         lists: Folder of BRIGHT's split lists; ``splits`` in its folder when left out.
         protocol: Which of BRIGHT's lists.
         hold_out: BRIGHT event that the model was trained without, all of whose tiles are scored; or `ALL_EVENTS`.
@@ -60,11 +60,13 @@ class EvaluateRequest(Config):
     def _options_of_the_data_set(self) -> Self:
         if self.dataset == "ombria" and self.split not in (None, "train", "test"):
             raise ValueError(f"OMBRIA has the splits train and test, not {self.split}")
-        if self.dataset == "levir" and (self.event is not None or self.split == "holdout"):
+        if self.dataset == "levir" and (self.event is not None or self.split in ("holdout", "unsupervised")):
             raise ValueError("LEVIR-CD has the splits train, val and test, and no events")
         brights = self.lists or self.hold_out or self.one_shot or self.protocol != "standard_ML"
         if self.dataset != "bright" and brights:
             raise ValueError("--lists, --protocol, --hold-out and --one-shot are BRIGHT's: give --dataset bright")
+        if self.split == "unsupervised" and self.protocol != "standard_ML":
+            raise ValueError("--split unsupervised is all but val of the standard_ML lists: leave out --protocol")
         if self.one_shot and not self.hold_out:
             raise ValueError("--one-shot needs the event that the model hardly saw: give --hold-out EVENT")
         if self.hold_out and (self.split not in (None, "test") or self.protocol != "standard_ML" or self.event):

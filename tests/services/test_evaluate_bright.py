@@ -20,6 +20,7 @@ from mmcd.commands import bright_report
 from mmcd.commands.bright_report import report_bright
 from mmcd.data.bright import CLASSES, EVENTS, BrightTile, index_bright, read_tile
 from mmcd.data.bright_choice import held_out_split
+from mmcd.data.bright_splits import read_split, unsupervised_split
 from mmcd.errors import DataError, ModelError, UsageError
 from mmcd.geo.cog import Band, write_cog
 from mmcd.geo.grid import Grid
@@ -181,6 +182,12 @@ def test_what_is_not_scored_is_named_with_its_reason(copy: Path, grader: Path) -
     assert "3 of 5 test tiles" in said and "1 of 5 tiles of standard_ML test have no label" in said
 
 
+def test_the_unsupervised_protocol_scores_all_but_the_val_tiles(tree: Path, grader: Path) -> None:
+    result = evaluate(asked(tree, grader, split="unsupervised", event=EVENT))
+    assert result["tiles_scored"] == [f"{EVENT}_00000000", f"{EVENT}_00000002"]
+    assert result["protocol"] == "standard_ML unsupervised test"
+
+
 def test_unlabelled_pixels_count_nowhere(copy: Path, grader: Path) -> None:
     tile = tile_of(copy, TEST[0])
     label = values_of(tile.label)
@@ -253,6 +260,8 @@ def test_models_of_other_images_or_classes_are_refused(copy: Path, grader: Path,
         ({"hold_out": "x", "split": "train"}, "give no other part"),
         ({"hold_out": "all"}, "{event} in --model"),
         ({"protocol": "none"}, "--protocol 'none'"),
+        ({"split": "unsupervised", "protocol": "dfc25"}, "leave out --protocol"),
+        ({"split": "unsupervised", "dataset": "levir"}, "LEVIR-CD has the splits"),
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, object], words: str) -> None:
@@ -321,6 +330,7 @@ def test_an_event_without_tiles_leaves_the_table_and_a_model_of_change_alone_has
     [
         ({"hold_out": "simulated-flood"}, {"split": "test"}, "on the test tiles of the other events: only --hold-out"),
         ({}, {"split": "train"}, "was trained on a train list of BRIGHT"),
+        ({}, {"split": "unsupervised"}, "was trained on a train list of BRIGHT"),
         ({}, {"split": "test"}, None),
     ],
 )
@@ -343,6 +353,7 @@ def test_official_cross_event_lists(shared_data: Path) -> None:
     for event, tiles in (("marshall-wildfire", 77), ("la_palma-volcano", 933)):
         assert len(held_out_split(lists, event, one_shot=False).parts["test"]) == tiles
         assert len(held_out_split(lists, event, one_shot=True).parts["test"]) == tiles - 2
+    assert len(unsupervised_split(read_split(lists, "standard_ML")).parts["test"]) == 3796
 
 
 # --- the command --------------------------------------------------------------------------------------------------
