@@ -284,3 +284,13 @@ def test_batches_that_do_not_fit_the_method_are_refused(series: Tensor, stack: T
         season_views(series, "saco_plus", seeded())
     with pytest.raises(DataError, match="6 × 6 px are too small for a blur"):
         season_views(series[..., :6, :6], "caco", seeded(), SeasonViewConfig(blur=1))
+
+
+@pytest.mark.parametrize("method", ["moco", "caco", "saco"])
+def test_everything_stays_on_the_device_of_the_images(series: Tensor, stack: Tensor, method: str) -> None:
+    """A device without storage refuses every operation that mixes it with the processor."""
+    if method == "saco":
+        views = band_views(stack.to("meta"), seeded(), BandViewConfig(crop=16))
+    else:
+        views = season_views(series.to("meta"), method, seeded(), SeasonViewConfig(crop=16))  # type: ignore[arg-type]
+    assert all(view.is_meta and view.shape[-1] == 16 for view in (views.query, *views.keys))
