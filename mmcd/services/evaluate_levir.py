@@ -29,7 +29,8 @@ def evaluate_levir(request: EvaluateRequest, progress: Progress = silent) -> dic
         StorageError: The scores cannot be written.
     """
     model = open_model(request.model, request.device, request.precision, request.backend)
-    part = None if request.split == "holdout" else request.split  # which the request refuses
+    # The request refuses BRIGHT's parts.
+    part = None if request.split == "holdout" or request.split == "unsupervised" else request.split
     pairs = open_pairs(request.root, part, model.size)
     pairs.refuse_faults()
     counts, apart = ScoreCounts.none(), ScoreCounts.none()

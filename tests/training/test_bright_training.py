@@ -77,7 +77,9 @@ def trained(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     heard: list[tuple[str, int, int]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMCD_WORKSPACE", str(tmp_path_factory.mktemp("trained")))
-        result = train(request_of(tree, **{"data.hold_out": EVENT, "trainer.validate_every": 2}), lambda *news: heard.append(news))
+        result = train(
+            request_of(tree, **{"data.hold_out": EVENT, "trainer.validate_every": 2}), lambda *news: heard.append(news)
+        )
     return Trained(result, tuple(heard))
 
 
