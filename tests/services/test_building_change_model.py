@@ -10,7 +10,7 @@ import rasterio
 import torch
 from PIL import Image
 
-from mmcd.cards import Branch, Card, Decision, Gsd, read_card, write_card
+from mmcd.cards import Branch, Card, Decision, Gsd, find_card, read_card, write_card
 from mmcd.cli import main
 from mmcd.data.levir import LevirPairs
 from mmcd.errors import DataError, ModelError, UsageError
@@ -153,6 +153,13 @@ def test_a_pair_without_partner_is_not_passed_over(card: Path, pairs: Path, tmp_
     Image.fromarray(np.zeros((64, 60, 3), np.uint8)).save(root / "test" / "B" / first.name)
     with pytest.raises(DataError, match="differ in size"):
         measured(card, root)
+
+
+def test_the_shipped_weights_find_change_in_towns_they_never_saw(tmp_path: Path) -> None:
+    simulate_levir(SimulateRequest(out=tmp_path / "towns", scenes=3, size=192, layout="levir", seed=77))
+    found = measured("building-change-sim", tmp_path / "towns")
+    assert found["pixel_auc"] > 0.8 > found["baselines"]["difference_of_colours"]["pixel_auc"]
+    assert "simulated" in find_card("building-change-sim")[1].description
 
 
 # --- checkpoints of the reference ---
