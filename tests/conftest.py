@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import rasterio
 import torch
 from affine import Affine
 from scipy.ndimage import gaussian_filter
+from torch.utils.data._utils import signal_handling
 
 from mmcd.cards import Branch, Card, Decision, Gsd, read_card, write_card
 from mmcd.geo.cog import Band, write_cog
@@ -40,10 +43,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.get_terminal_writer().line(f"{reason}: {len(affected)} tests marked {marker!r} are deselected")
         config.hook.pytest_deselected(items=affected)
         items[:] = [item for item in items if item not in affected]
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     for item in items:
         # In parallel, what a module prepares is prepared once, and one browser at a time is measured and looked at.
         group = "browser" if item.get_closest_marker("browser") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(autouse=True)
+def quiet_children() -> Iterator[None]:
+    """Undo what torch's loader processes leave: a handler that is called whenever any child of this process ends.
+
+    With OpenVINO in the same process, the next child that ends then ends the process itself.
+    """
+    yield
+    if signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal_handling._SIGCHLD_handler_set = False
 
 
 @pytest.fixture(scope="session")
