@@ -32,6 +32,7 @@ from mmcd.services.index import IndexRequest, build_index, read_patch_rules
 from mmcd.services.simulate import SimulateRequest
 from mmcd.services.simulate_bright import simulate_bright
 from mmcd.services.train import TrainRequest, TrainResult, train
+from mmcd.training import monitor
 from mmcd.training.monitor import LAYERS, GradientMonitor
 from mmcd.training.patch_config import MonitorConfig, PatchTraining
 from mmcd.training.patch_release import PatchScores, fit_patch_decision
@@ -360,7 +361,11 @@ def test_what_is_no_number_stops_the_run_before_a_step(task: PatchTask, kind: st
     assert not any(module._forward_hooks for module in task.model.sar_encoder.modules())
 
 
-def test_an_alarm_may_be_a_warning(task: PatchTask, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_alarm_may_be_a_warning(
+    task: PatchTask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Libraries that configure logging in a test before this one may have switched off all loggers there were.
+    monkeypatch.setattr(monitor.logger, "disabled", False)
     task.model.sar_encoder.layer2[0].conv1.weight.data[0, 0, 0, 0] = math.nan
     one_step(task, "warn")
     assert "The activation of layer sar_encoder.layer2 is not finite in step 0." in caplog.text
