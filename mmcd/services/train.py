@@ -1,5 +1,6 @@
 """Train a model as a configuration file says."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,11 +68,12 @@ def train(request: TrainRequest, progress: Progress = silent) -> TrainResult:
         Cancelled: ``progress`` asked to stop; the run can be resumed.
     """
     task = read_yaml(request.config).get("task")
-    if task not in (None, "patches"):
+    if task is not None and task not in TASKS:
+        known = ", ".join(f"`task: {name}`" for name in TASKS)
         raise ConfigError(
-            f"{request.config}: there is no task {task!r}.", "Write `task: patches`, or none to train change as a mask."
+            f"{request.config}: there is no task {task!r}.", f"Write {known}, or none to train change as a mask."
         )
-    run = (_train_patches if task else _train_change)(request, progress)
+    run = (_train_change if task is None else TASKS[task])(request, progress)
     return TrainResult(run.folder, run.weights, run.card, run.metrics)
 
 
@@ -94,3 +96,7 @@ def _train_patches(request: TrainRequest, progress: Progress) -> "TrainedRun":
     start = {"model.pretrained": "none"} if request.from_scratch else {}
     config = PatchTraining.from_yaml(request.config, request.overrides | start)
     return run_patch_training(config, request.resume, progress)
+
+
+TASKS: dict[str, Callable[[TrainRequest, Progress], "TrainedRun"]] = {"patches": _train_patches}
+"""What a configuration's ``task`` may say, and what trains it; without one, change is trained as a mask."""
