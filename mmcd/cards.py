@@ -7,7 +7,7 @@ needs torch.
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import tomli_w
 from pydantic import Field, ValidationError
@@ -20,6 +20,8 @@ Modality = Literal["optical", "sar"]
 Unit = Literal["db", "reflectance", "uint8"]
 Scaling = Literal["scene", "patch"]
 
+_MODEL, _TRUNK = "architecture", "trunk"
+"""What the card of a model and that of a trunk hold at their top, and the other does not."""
 
 BUILDING_CLASSES = ("background", "intact", "damaged", "destroyed")
 """Classes of a head that tells buildings, whatever their state, from everything else."""
@@ -156,33 +158,82 @@ class Card(Config):
         return self.classes == BUILDING_CLASSES and self.settings.get("classes") == len(BUILDING_CLASSES)
 
 
+class Weighted(Protocol):
+    """A card that names its weight file and knows its hash."""
+
+    @property
+    def name(self) -> str:
+        """Name of model or trunk."""
+
+    @property
+    def weights(self) -> str:
+        """File name of the weights beside the card."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of that file."""
+
+
+AnyCard = TypeVar("AnyCard", bound=Config)
+
+
 def read_card(path: Path) -> Card:
     """Read a card.
 
     Raises:
-        ModelError: The file is missing, not TOML, or lacks a field.
+        ModelError: The file is missing, not TOML, lacks a field or is a trunk's card.
+    """
+    return read_card_as(Card, path)
+
+
+def read_card_as(kind: type[AnyCard], path: Path) -> AnyCard:
+    """Read a card of a model or of a trunk.
+
+    Raises:
+        ModelError: The file is missing, not TOML, lacks a field or is a card of the other kind.
     """
     try:
-        return Card.model_validate(tomllib.loads(path.read_text()))
+        values = tomllib.loads(path.read_text())
     except OSError as error:
         raise ModelError(f"The card {path} cannot be read: {error.strerror}.", "See `mmcd weights list`.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"The card {path} is not TOML: {error}.", "Fetch the weights again.") from error
+    if _TRUNK in values and _TRUNK not in kind.model_fields:
+        raise ModelError(f"{path} is a pretrained trunk, not a model.", "Start a training from it: --set model.init=.")
+    if _MODEL in values and _MODEL not in kind.model_fields:
+        raise ModelError(f"{path} is a whole model, not a pretrained trunk.", "See `mmcd weights list` for trunks.")
+    try:
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"The card {path} is not complete: `{where}` {first['msg'].lower()}.") from error
+        words = first["msg"].removeprefix("Value error, ")
+        fault = f"`{where}` {words.lower()}" if where else words
+        raise ModelError(f"The card {path} is not complete: {fault}.") from error
+
+
+def is_trunk_card(path: Path) -> bool:
+    """Return whether a TOML file says to be the card of a trunk; one that cannot be read says nothing."""
+    try:
+        return _TRUNK in tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return False
 
 
 def write_card(card: Card, path: Path) -> None:
     """Write a card as TOML; fields without a value are left out."""
+    write_card_as(card, path)
+
+
+def write_card_as(card: Config, path: Path) -> None:
+    """Write a card of a model or of a trunk as TOML; fields without a value are left out."""
     path.write_text(tomli_w.dumps(card.model_dump(mode="json", exclude_none=True), multiline_strings=True))
 
 
 def list_cards(folder: Path | None = None) -> list[tuple[Path, Card]]:
-    """Return the cards of a folder (the shipped weights by default), sorted by name."""
+    """Return the models' cards of a folder (the shipped weights by default), sorted by name; trunks are left out."""
     folder = folder or weights_dir()
-    return [(path, read_card(path)) for path in sorted(folder.glob("*.toml"))]
+    return [(path, read_card(path)) for path in sorted(folder.glob("*.toml")) if not is_trunk_card(path)]
 
 
 def find_card(name: str) -> tuple[Path, Card]:
@@ -201,7 +252,7 @@ def find_card(name: str) -> tuple[Path, Card]:
     raise ModelError(f"There is no model called {name!r}.", f"Models here: {known}; or give the path of a card.")
 
 
-def verify_weights(card_path: Path, card: Card) -> Path:
+def verify_weights(card_path: Path, card: Weighted) -> Path:
     """Return the path of the card's weight file after checking its hash.
 
     Raises:
@@ -209,7 +260,7 @@ def verify_weights(card_path: Path, card: Card) -> Path:
     """
     path = card_path.parent / card.weights
     if not path.is_file():
-        raise ModelError(f"The weights {path} of model {card.name!r} are missing.", "Restore the file or reinstall.")
+        raise ModelError(f"The weights {path} of {card.name!r} are missing.", "Restore the file or reinstall.")
     found = file_sha256(path)
     if found != card.sha256:
         raise ModelError(

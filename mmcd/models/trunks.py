@@ -6,16 +6,17 @@ ResNets is left out, so that levels 1 and 2 keep half of the resolution (referen
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import convnext_tiny, resnet18, resnet34, resnet50, swin_t
 from torchvision.ops import Permute
 
+from mmcd import trunk_cards
 from mmcd.errors import ModelError
 
-FeatureTrunk = Literal["resnet18", "resnet34", "resnet50", "swin_t", "convnext_tiny"]
+FeatureTrunk = trunk_cards.FeatureTrunk
 FEATURE_TRUNKS: tuple[FeatureTrunk, ...] = get_args(FeatureTrunk)
 
 _BODIES = {
@@ -96,19 +97,27 @@ def build_stages(trunk: FeatureTrunk, channels: int) -> dict[int, nn.Module]:
         trunk: Which body.
         channels: Bands of the image; the first convolution is made for them.
     """
-    body = _BODIES[trunk](weights=None)
+    body: Any = build_body(trunk, channels)
     if trunk.startswith("resnet"):
-        body.conv1 = _for_bands(body.conv1, channels)
         stem = nn.Sequential(body.conv1, body.bn1, nn.ReLU(inplace=True))
         return {1: stem, 2: body.layer1, 3: body.layer2, 4: body.layer3, 5: body.layer4}
     layers = body.features
-    layers[0][0] = _for_bands(layers[0][0], channels)
     pairs = {level: (layers[2 * level - 4], layers[2 * level - 3]) for level in range(2, 6)}
     if trunk == "convnext_tiny":
         return {level: nn.Sequential(*pair) for level, pair in pairs.items()}
     # Swin works with channels last; its first layer takes an image as it is.
     deeper = {level: nn.Sequential(Permute(_TO_LAST), *pairs[level], Permute(_TO_FIRST)) for level in range(3, 6)}
     return {2: nn.Sequential(*pairs[2], Permute(_TO_FIRST)), **deeper}
+
+
+def build_body(trunk: FeatureTrunk, channels: int) -> nn.Module:
+    """Return torchvision's untrained network, classifier and all, with a first convolution for other bands."""
+    body: Any = _BODIES[trunk](weights=None)
+    if trunk.startswith("resnet"):
+        body.conv1 = _for_bands(body.conv1, channels)
+    else:
+        body.features[0][0] = _for_bands(body.features[0][0], channels)
+    return body  # type: ignore[no-any-return]
 
 
 def _for_bands(layer: nn.Conv2d, channels: int) -> nn.Conv2d:
