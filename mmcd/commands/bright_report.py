@@ -20,11 +20,11 @@ def report_bright(title: str, result: Mapping[str, Any]) -> None:
         result: What `mmcd.services.evaluate.evaluate` returned.
     """
     if "cross_event" in result:
-        _rows(title, result["cross_event"])
+        print_rows(title, result["cross_event"])
     else:
         _figures(title, result)
     for table in result["published"]:
-        _rows(f"Published: {table['title']}. {table['tiles']}. {table['source']}", table["rows"], scale=1)
+        print_rows(f"Published: {table['title']}. {table['tiles']}. {table['source']}", table["rows"], scale=1)
     warn(result["warnings"])
 
 
@@ -36,21 +36,23 @@ def _figures(title: str, result: Mapping[str, Any]) -> None:
             name: {"IoU": iou, "F1 on buildings": result["f1_graded"].get(name), "labelled px": pixels}
             for (name, iou), pixels in zip(result["iou"].items(), result["labelled_px"].values(), strict=True)
         }
-        _rows("Classes", classes)
-    _rows("Destroyed against everything else", {result["model"]: result["binary"]}, BINARY)
+        print_rows("Classes", classes)
+    print_rows("Destroyed against everything else", {result["model"]: result["binary"]}, BINARY)
     events = {event: values | values["binary"] if "iou" not in values else values for event, values in _events(result)}
-    _rows("Events", events, ("tiles", *(FIGURES if "iou" in result else BINARY)))
+    print_rows("Events", events, ("tiles", *(FIGURES if "iou" in result else BINARY)))
     scored = Counter(image_id.rpartition("_")[0] for image_id in result["tiles_scored"])
     missing = Counter(image_id.rpartition("_")[0] for image_id in result["tiles_missing"])
     tiles = {name: {"scored": scored[name], "not scored": missing[name]} for name in sorted(scored | missing)}
-    _rows("Tiles of the list (names: --json)", tiles)
+    print_rows("Tiles of the list (names: --json)", tiles)
 
 
 def _events(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(f"{event} {values['name']}".strip(), values) for event, values in result["events"].items()]
 
 
-def _rows(title: str, rows: Mapping[str, Mapping[str, Any]], columns: tuple[str, ...] = (), scale: float = 100) -> None:
+def print_rows(
+    title: str, rows: Mapping[str, Mapping[str, Any]], columns: tuple[str, ...] = (), scale: float = 100
+) -> None:
     """Print one row a name; columns that are not chosen are those of the first row, and shares become percent."""
     columns = columns or tuple(next(iter(rows.values()), {}))
     results.print(f"\n[bold]{escaped(title)}[/bold]", soft_wrap=True)

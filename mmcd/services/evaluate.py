@@ -16,14 +16,19 @@ def evaluate(request: EvaluateRequest, progress: Progress = silent) -> dict[str,
     """Return the metrics of a model at its card's threshold, as JSON values; figures that do not exist are None.
 
     Every figure is computed from what the model says of all pixels pooled over the tiles, as it is written by
-    ``scores``.
+    ``scores``. Of a pretrained trunk, a downstream task is trained and measured once a seed instead.
 
     Raises:
+        ConfigError: The configuration of a downstream task does not fit it.
         DataError: There are no such tiles, or a tile is damaged.
         ModelError: The model is missing, damaged or of another kind.
         StorageError: The scores cannot be written.
     """
-    if request.dataset == "ombria":
+    if request.downstream:
+        from mmcd.services.evaluate_downstream import evaluate_downstream  # Lightning takes seconds to load
+
+        found = evaluate_downstream(request, progress)
+    elif request.dataset == "ombria":
         found = evaluate_ombria(request, progress)
     elif request.dataset == "levir":
         found = evaluate_levir(request, progress)

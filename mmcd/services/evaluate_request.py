@@ -2,9 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from mmcd.cards import Card
 from mmcd.config import Config
@@ -12,7 +12,12 @@ from mmcd.data.bright_splits import Protocol
 from mmcd.inference.exported import BackendChoice
 from mmcd.models.devices import Device, Precision
 
-DatasetName = Literal["ombria", "bright", "levir"]
+DownstreamName = Literal["eurosat", "bigearthnet", "oscd", "pastis", "gid"]
+"""Data sets that pretrained trunks are measured on, see `mmcd.training.benchmarks`."""
+
+DOWNSTREAM: tuple[DownstreamName, ...] = get_args(DownstreamName)
+
+DatasetName = Literal["ombria", "bright", "levir", DownstreamName]
 SplitName = Literal["train", "val", "holdout", "test", "unsupervised"]
 
 EVENT_PLACE = "{event}"
@@ -26,7 +31,8 @@ class EvaluateRequest(Config):
 
     Attributes:
         model: Name of a model or path of a card, for LEVIR-CD also of a checkpoint of reference system 1; with
-            ``hold_out`` all, a path with `EVENT_PLACE` in it.
+            ``hold_out`` all, a path with `EVENT_PLACE` in it. For a downstream task name or card of a trunk,
+            ``random`` or ``imagenet``.
         dataset: Name of the data set.
         root: Its folder.
         event: One event; all tiles of the folder or split when left out.
@@ -40,6 +46,9 @@ class EvaluateRequest(Config):
         device: Device to run on.
         precision: Arithmetic to run in.
         backend: Engine to run in, see `mmcd.inference.exported.choose_export`; figures of cards are torch's.
+        seeds: How often a downstream task is trained and measured, with the seeds 0, 1 and so on; those of the
+            configuration when left out.
+        config: Configuration of a downstream task; the published protocol when left out.
     """
 
     model: str
@@ -55,6 +64,28 @@ class EvaluateRequest(Config):
     device: Device = "auto"
     precision: Precision = "auto"
     backend: BackendChoice = "torch"
+    seeds: int | None = Field(default=None, ge=1)
+    config: Path | None = None
+
+    @property
+    def downstream(self) -> bool:
+        """Whether a trunk is asked about rather than a model of change."""
+        return self.dataset in DOWNSTREAM
+
+    @model_validator(mode="after")
+    def _options_of_trunks(self) -> Self:
+        if not self.downstream and (self.seeds is not None or self.config is not None):
+            raise ValueError(f"--seeds and --config are for pretrained trunks: --dataset {', '.join(DOWNSTREAM)}")
+        others = {
+            "event": self.event,
+            "split": self.split,
+            "scores": self.scores,
+            "backend": self.backend != "torch",
+        }
+        if self.downstream and any(others.values()):
+            named = next(name for name, value in others.items() if value)
+            raise ValueError(f"--{named} is not for {self.dataset}: its parts are in --config, and it runs in torch")
+        return self
 
     @model_validator(mode="after")
     def _options_of_the_data_set(self) -> Self:

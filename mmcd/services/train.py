@@ -98,5 +98,17 @@ def _train_patches(request: TrainRequest, progress: Progress) -> "TrainedRun":
     return run_patch_training(config, request.resume, progress)
 
 
-TASKS: dict[str, Callable[[TrainRequest, Progress], "TrainedRun"]] = {"patches": _train_patches}
+def _train_downstream(request: TrainRequest, progress: Progress) -> "TrainedRun":
+    from mmcd.training.benchmarks import read_downstream
+    from mmcd.training.downstream import run_downstream
+
+    start = {"start.trunk": "random"} if request.from_scratch else {}
+    benchmark, config = read_downstream(request.config, request.overrides | start)
+    return run_downstream(benchmark, config, request.resume, progress)
+
+
+TASKS: dict[str, Callable[[TrainRequest, Progress], "TrainedRun"]] = {
+    "patches": _train_patches,
+    "downstream": _train_downstream,
+}
 """What a configuration's ``task`` may say, and what trains it; without one, change is trained as a mask."""

@@ -1,0 +1,27 @@
+"""The downstream tasks that a pretrained trunk can be measured on, by the name of their data set."""
+
+from pathlib import Path
+from typing import Any
+
+from mmcd.config import read_yaml
+from mmcd.errors import ConfigError
+from mmcd.training.downstream import Benchmark, DownstreamConfig
+
+BENCHMARKS: dict[str, Benchmark[Any]] = {}
+"""One line a task."""
+
+
+def read_downstream(path: Path, overrides: dict[str, Any]) -> tuple[Benchmark[Any], DownstreamConfig]:
+    """Read the configuration of a downstream task; ``data.source`` says which.
+
+    Raises:
+        ConfigError: The file is no valid configuration, or names a data set without a task.
+    """
+    data = read_yaml(path).get("data")
+    source = overrides.get("data.source", data.get("source") if isinstance(data, dict) else None)
+    if source not in BENCHMARKS:
+        raise ConfigError(
+            f"{path}: there is no downstream task on data.source {source!r}.", f"Write {', '.join(BENCHMARKS)}."
+        )
+    benchmark = BENCHMARKS[source]
+    return benchmark, benchmark.config.from_yaml(path, overrides)
