@@ -110,6 +110,7 @@ class Card(Config):
         title: One line for people.
         description: What it finds, what it learned from, what it cannot do.
         event_types: Event types it was trained for; empty means any.
+        simulated: Whether it learned from simulated images only, and never saw a real one.
         architecture: Which class of ``mmcd.models`` the weights belong to.
         settings: Constructor arguments of that class.
         weights: File name of the safetensors file beside the card.
@@ -129,6 +130,7 @@ class Card(Config):
     title: str
     description: str
     event_types: tuple[str, ...] = ()
+    simulated: bool = False
     architecture: Literal["siamese", "fusion_unet"]
     settings: dict[str, Any]
     weights: str

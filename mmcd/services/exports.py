@@ -24,6 +24,7 @@ from mmcd.geo.grid import Grid
 from mmcd.geo.raster import RasterSource
 from mmcd.progress import Progress, silent
 from mmcd.services.buildings import Vectors, graded_vectors, scene_of, used_footprints
+from mmcd.services.model_choice import notice_of_run
 from mmcd.services.runs import RUN_FILES, Run, load_run
 from mmcd.services.standalone_map import standalone_map
 
@@ -162,11 +163,11 @@ class _Export:
     def write(self, what: What, suffix: str | None) -> list[Path]:
         """Write what is asked for; of several formats only the one with the suffix, when there is one."""
         self.progress(what, 0, 1)
-        if what == "score":
-            return [self._score()]
-        if what == "mask":
-            return [self._mask()]
-        self.notes += self.vectors.notes
+        said = [self.notice] if self.notice else []
+        if what in ("score", "mask"):
+            self.notes += said
+            return [self._score() if what == "score" else self._mask()]
+        self.notes += [*self.vectors.notes, *said]
         if what == "map":
             return [self._map()]
         if what == "buildings":
@@ -177,6 +178,10 @@ class _Export:
     def grid(self) -> Grid:
         with RasterSource(self.run.score) as source:
             return source.grid
+
+    @cached_property
+    def notice(self) -> str | None:
+        return notice_of_run(self.run.manifest["model"])
 
     @cached_property
     def scene(self) -> Scene | None:
@@ -204,7 +209,7 @@ class _Export:
         facts = {"model": self.run.manifest["model"]["name"], "threshold": f"{self.threshold:.3f}", "run": self.run.id}
         if self.scene is not None:
             facts |= {"scene": self.scene.id, "licence": self.scene.licence, "simulated": str(self.scene.simulated)}
-        facts |= vectors.facts
+        facts |= vectors.facts | ({"notice": self.notice} if self.notice else {})
         paths = []
         for suffix in suffixes:
             if suffix == ".geojson" and vectors.frame.crs is None:

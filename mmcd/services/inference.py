@@ -27,7 +27,7 @@ from mmcd.geo.raster import output_grid
 from mmcd.geo.vector import Region, parse_region
 from mmcd.inference.exported import BackendChoice, ExportedModel, choose_export
 from mmcd.progress import Progress, silent
-from mmcd.services.model_choice import Choice, choose_model
+from mmcd.services.model_choice import Choice, choose_model, notice_facts
 from mmcd.services.run_output import (
     Clock,
     Products,
@@ -273,7 +273,8 @@ def _engine(request: PredictRequest) -> BackendChoice:
 
 def _model_facts(job: _Job) -> dict[str, str]:
     card = job.card
-    return {"name": card.name, "version": card.version, "sha256": card.sha256, "why": job.choice.reason}
+    facts = {"name": card.name, "version": card.version, "sha256": card.sha256, "why": job.choice.reason}
+    return facts | notice_facts(card)
 
 
 def _evidence_facts(job: _Job, work: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmcd.cards import Branch, Card, Modality, find_card, list_cards
 from mmcd.errors import InputError, ModelError
@@ -12,6 +14,9 @@ from mmcd.geo.raster import RasterSource
 from mmcd.geo.sensors import detect_modality, select_bands
 
 _MODALITY_PIXELS = 250_000
+
+_OF_SIMULATION = tuple(re.compile(word, re.IGNORECASE) for word in (r"\b(learn|train)", r"\bsimulat"))
+"""Words of the sentence in which a card says what it learned from; others may name simulated test scenes."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +144,36 @@ def model_fit(card: Card, pre: ImageFacts, post: ImageFacts, event_type: str | N
 
 
 def simulation_warning(card: Card) -> str | None:
-    """Return the card's own sentence on having learned from simulated scenes only; None when it saw real ones."""
-    if card.training.get("data", {}).get("source") != "simulated":
+    """Return the card's own sentence on having learned from simulated images only; None when it saw real ones.
+
+    The fact is the card's ``simulated``; cards of before that field tell it by the source of their samples.
+    """
+    if not card.simulated and card.training.get("data", {}).get("source") != "simulated":
         return None
     text = " ".join(card.description.split())
     sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)
-    said = next((sentence for sentence in sentences if "simulated" in sentence), None)
+    said = next((sentence for sentence in sentences if all(word.search(sentence) for word in _OF_SIMULATION)), None)
     return said or f"{card.name} learned from simulated scenes only."
+
+
+def notice_facts(card: Card | None) -> dict[str, str]:
+    """Return what a manifest's facts of a model hold beside its name, where it never saw a real image."""
+    said = simulation_warning(card) if card else None
+    return {"notice": said} if said else {}
+
+
+def notice_of_run(model: Mapping[str, Any], cards: Iterable[Card] | None = None) -> str | None:
+    """Return what is to be said beside the results of a run whose model never saw a real image; None for others.
+
+    Args:
+        model: What the run's manifest says of its model. Where it holds no notice, as in runs of before there was one,
+            the card of that name tells.
+        cards: Cards to look in; the shipped ones are read if left out.
+    """
+    if "notice" in model:
+        return str(model["notice"])
+    known = (card for _, card in list_cards()) if cards is None else cards
+    return next((simulation_warning(card) for card in known if card.name == model["name"]), None)
 
 
 def _missing_bands(image: ImageFacts, branch: Branch) -> str | None:

@@ -30,6 +30,7 @@ from mmcd.inference.patch_model import LARGEST_DISTANCE, PatchModel, load_patch_
 from mmcd.progress import Progress, silent
 from mmcd.score import encode_score
 from mmcd.services.inference import RunResult
+from mmcd.services.model_choice import notice_facts
 from mmcd.services.patch_evaluation import Evaluation, check_label, evaluate_map
 from mmcd.services.run_output import (
     Clock,
@@ -232,7 +233,7 @@ def predict_patches(request: PatchMapRequest, progress: Progress = silent) -> Pa
         "started": started.isoformat(),
         "finished": datetime.now(UTC).isoformat(),
         "inputs": inputs,
-        "model": job.model.facts(),
+        "model": job.model.facts() | notice_facts(job.model.card),
         "region": request.region,
         "grid": grid_facts(job.answer),
         "threshold": job.threshold,

@@ -25,6 +25,7 @@ from mmcd.geo.vector import WGS84
 from mmcd.score import decode_score, threshold_value
 from mmcd.services.assets import ASSETS, LEAFLET, LEAFLET_CSS, LEAFLET_JS, Asset, assets_folder, missing_assets
 from mmcd.services.buildings import Vectors
+from mmcd.services.model_choice import notice_of_run
 from mmcd.services.runs import Run
 
 _IMAGE_BYTES = 3_200_000  # With polygons and Leaflet the page stays below 5 MB, which mail servers take.
@@ -63,7 +64,8 @@ def standalone_map(run: Run, scene: Scene | None, threshold: float, vectors: Vec
     """
     with RasterSource(run.score) as source:
         grid = source.grid
-    notes = [*run.manifest.get("warnings", ()), *vectors.notes]
+    said = notice_of_run(run.manifest["model"])
+    notes = [*run.manifest.get("warnings", ()), *vectors.notes, *([said] if said else [])]
     canvas = _canvas(grid)
     for layer in _image_layers(run, scene, grid, threshold, notes):
         layer.add_to(canvas)

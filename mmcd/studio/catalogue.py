@@ -17,7 +17,7 @@ from mmcd.services.storage import removable, remove_scene, words_on_runs
 from mmcd.studio import loaders
 from mmcd.studio.layers import MapCall, View, land_url, new_map, scene_url
 from mmcd.studio.loaders import size
-from mmcd.studio.messages import day, disk, metres, utc
+from mmcd.studio.messages import day, disk, metres, pixel_size, utc
 
 _SIMULATED = re.compile(r"^simulated\W+|\s*\(simulated\)$", re.IGNORECASE)
 _REMOVED = "mmcd_removed"
@@ -149,7 +149,7 @@ def scene_card(scene: Scene) -> None:
     st.markdown(
         f"**{_event_words(scene)}**, {scene.place or 'place unknown'} · before {day(scene.pre_date)}"
         f" ({before}) · after {day(scene.post_date)} ({after})"
-        f" · {metres(scene.gsd)} a pixel, {size(scene.pre)}"
+        f" · {pixel_size(scene.gsd)}, {size(scene.pre)}"
     )
     if not scene.geometry:
         st.caption("No georeference: not on the map, analysed in pixel space.")

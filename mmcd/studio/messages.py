@@ -82,6 +82,11 @@ def metres(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.3g} m"
 
 
+def pixel_size(value: float | None) -> str:
+    """Return a pixel size for a sentence, such as ``0.5 m a pixel``; ``pixel size unknown`` when there is none."""
+    return "pixel size unknown" if value is None else f"{metres(value)} a pixel"
+
+
 @contextlib.contextmanager
 def errors_shown() -> Iterator[None]:
     """Show an error of the input, the data or the machine as cause and next step, and stop the page there."""

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from mmcd.cards import Card
 from mmcd.geo.catalog import Scene
 from mmcd.services.buildings import OWN_OUTLINES
-from mmcd.services.model_choice import simulation_warning
+from mmcd.services.model_choice import notice_of_run
 from mmcd.services.runs import EVIDENCE_FILE, Run
 from mmcd.studio import loaders
 from mmcd.studio.address import asked_look, asked_threshold, keep_look, keep_threshold
@@ -29,7 +28,7 @@ def result_panel(scene: Scene, run: Run, run_again: Callable[[], None]) -> None:
         run_again: Draws the form that starts another run.
     """
     with errors_shown():
-        said = _warning(run)
+        said = notice_of_run(run.manifest["model"], loaders.cards())
         if said:
             st.markdown(f":orange-background[:material/science: {said}]")
         text = _threshold(scene, run)
@@ -73,16 +72,6 @@ def _threshold(scene: Scene, run: Run) -> str:
     value, look = threshold_slider(panel, channel(CHANNEL))
     keep_look(look)
     return keep_threshold(value)
-
-
-def _warning(run: Run) -> str | None:
-    """Return what the card of the run's model says of having seen simulated scenes only."""
-    card = _card(run)
-    return simulation_warning(card) if card else None
-
-
-def _card(run: Run) -> Card | None:
-    return next((card for card in loaders.cards() if card.name == run.manifest["model"]["name"]), None)
 
 
 def _buildings(scene: Scene, run: Run) -> None:

@@ -268,6 +268,7 @@ class ExportConfig(Config):
         title: One line for people.
         description: What it finds and what it cannot do.
         event_types: Event types it was trained for.
+        simulated: Whether the samples are simulated, all of them; those of the source ``simulated`` always are.
         gsd: Ground sample distances.
         classes: Class names, index 0 unchanged.
         licence: Rights of weights and data.
@@ -278,6 +279,7 @@ class ExportConfig(Config):
     title: str
     description: str
     event_types: tuple[str, ...] = ()
+    simulated: bool = False
     gsd: Gsd
     classes: tuple[str, ...] = ("unchanged", "changed")
     licence: dict[str, str]

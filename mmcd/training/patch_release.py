@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcd.calibration import LogisticCalibration, best_f1_threshold, fit_logistic
-from mmcd.cards import Card, Decision, write_card
+from mmcd.cards import Decision
 from mmcd.data.patch_index import PatchTable
 from mmcd.evaluation import ScoreCounts, average_precision, metrics_at, roc_auc
 from mmcd.score import encode_score
 from mmcd.training.patch_config import PatchTraining
+from mmcd.training.release import Architecture, write_card_with
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +127,6 @@ def write_patch_card(
     decision, reached = fit_patch_decision(scores, damaged_share)
     if not decision.cosine_weight:
         logger.warning("The distance tells nothing of damage on the validation patches: train longer, or on more.")
-    known = {"export", "pre", "post", "model"}
-    training: dict[str, Any] = config.model_dump(mode="json", exclude=known, exclude_none=True)
     start = {"pretrained": config.model.pretrained, "freeze_resnet": config.model.freeze_resnet, "split_by": split_by}
     measured = {
         "data": f"validation patches, split by {split_by}",
@@ -137,25 +136,5 @@ def write_patch_card(
         "seeds": 1,
         **reached,
     }
-    card = Card(
-        name=config.name,
-        version=export.version,
-        title=export.title,
-        description=export.description,
-        event_types=export.event_types,
-        architecture="siamese",
-        settings=config.settings,
-        weights=weights.name,
-        sha256=sha256,
-        pre=config.pre,
-        post=config.post,
-        gsd=export.gsd,
-        classes=export.classes,
-        decision=decision,
-        training=training | start | ({"selection": export.selection} if export.selection else {}),
-        metrics=(measured,),
-        licence=export.licence,
-    )
-    path = weights.with_suffix(".toml")
-    write_card(card, path)
-    return path
+    network: tuple[Architecture, dict[str, Any]] = ("siamese", config.settings)
+    return write_card_with(config, export, weights, sha256, network, decision, start, (measured,))

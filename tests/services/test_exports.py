@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -125,6 +126,19 @@ def test_outlines_of_the_model_s_own_are_named_so_in_every_file(model_run: Sampl
     item = pystac.Item.from_file(folder / "item.json")
     assert {"building_probability", "buildings.gpkg", "buildings.geojson"} < set(item.assets)
     assert all((folder / asset.href).exists() for asset in item.assets.values())
+
+
+def test_a_model_that_never_saw_a_real_image_says_so_in_every_file(bare_run: SampleRun, tmp_path: Path) -> None:
+    said = "It learned from towns that were never built."
+    run = replace(bare_run.run, manifest=bare_run.run.manifest | {"model": {"name": "mine", "notice": said}})
+    result = export_run(run, "package", tmp_path / "out")
+    assert said in result.notes
+    folder = tmp_path / "out"
+    assert pyogrio.read_info(folder / "changes.gpkg", layer="changes")["layer_metadata"]["notice"] == said
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert said in manifest["export"]["notes"] and manifest["model"]["notice"] == said
+    assert (folder / "map.html").read_text(encoding="utf-8").count(said) == 1
+    assert said in export_run(run, "mask", tmp_path / "mask.tif").notes
 
 
 def test_the_map_is_one_small_file_that_says_what_it_shows(sample_run: SampleRun, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from mmcd.jobs import open_store
 from mmcd.services.scenes import AddSceneRequest, check_scene, get_scene
 from mmcd.studio import job_panel
 from mmcd.studio.catalogue import COLUMNS, event_name, filter_scenes, scene_rows, sensors, short_place
+from mmcd.studio.messages import pixel_size
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120
@@ -240,3 +241,8 @@ def test_uploads_are_kept_in_the_workspace_and_checked(open_scenes, own):
     job = open_store(own).list("check_scene")[0]
     assert Path(job.request["pre"]).is_relative_to(own / "sources")
     assert Path(job.request["post"]).read_bytes() == (own / "scenes" / "valley" / "post.tif").read_bytes()
+
+
+@pytest.mark.parametrize(("gsd", "words"), [(0.5, "0.5 m a pixel"), (None, "pixel size unknown")])
+def test_a_pixel_size_in_a_sentence(gsd, words):
+    assert pixel_size(gsd) == words
