@@ -7,14 +7,19 @@ fitted on validation tiles that are re-weighted to the shares that are expected 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
 from mmcd.errors import DataError
 from mmcd.evaluation import ScoreCounts, precision_recall_f1
+
+Method = Literal["temperature", "beta"]
+METHODS: tuple[Method, ...] = get_args(Method)
+"""Ways to calibrate a stored score again."""
 
 
 @dataclass(frozen=True)
@@ -114,3 +119,104 @@ def best_f1_threshold(scenarios: Sequence[ScoreCounts], weights: Sequence[float]
     """
     mean_f1 = np.average([precision_recall_f1(counts)[2] for counts in scenarios], axis=0, weights=weights)
     return float(np.flatnonzero(mean_f1 == mean_f1.max()).mean().round()) / 254
+
+
+@dataclass(frozen=True)
+class ScoreCalibration:
+    """``p' = sigmoid(a ln p - b ln(1 - p) + c)`` of a stored probability ``p``; it keeps the order of the scores.
+
+    Beta calibration (Kull et al. 2017, "Beta calibration"); with ``a = b = 1 / T`` and ``c = 0`` it is temperature
+    scaling (Guo et al. 2017, "On calibration of modern neural networks").
+
+    Attributes:
+        method: How it was fitted.
+        a: Weight of ``ln p``, not negative.
+        b: Weight of ``-ln(1 - p)``, not negative.
+        c: Constant.
+    """
+
+    method: Method
+    a: float
+    b: float
+    c: float
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by; of a temperature scaling."""
+        return 1 / self.a
+
+    def __call__(self, probability: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the calibrated probabilities in [0, 1], same shape.
+
+        What is stored as 0 or 1 stands for all that was rounded to it, and is taken as the middle of that.
+        """
+        p = np.clip(np.asarray(probability, np.float64), _END, 1 - _END)
+        return np.asarray(1 / (1 + np.exp(-(self.a * np.log(p) - self.b * np.log1p(-p) + self.c))))
+
+    def applied(self, counts: ScoreCounts) -> ScoreCounts:
+        """Return the counts of the map that the calibrated model would store."""
+        after = np.rint(self(_STORED) * 254).astype(int) + 1
+        parts = []
+        for part in (counts.changed, counts.unchanged):
+            moved = np.bincount(after, part[1:], 256).astype(np.float64)
+            moved[0] = part[0]
+            parts.append(moved)
+        return ScoreCounts(*parts)
+
+
+_STORED = np.arange(255) / 254
+_END = 1 / 1016
+"""Middle of what is stored as 0: probabilities below 1/508."""
+
+
+def fit_scores(counts: ScoreCounts, method: Method) -> ScoreCalibration:
+    """Fit a calibration to labelled counts of a stored score, by maximum likelihood.
+
+    Positive means changed. The share of change of these counts becomes that of the calibration: it is worth no more
+    than they are like what is scored later.
+
+    Raises:
+        DataError: Only one class is there, or the scores do not rise with change.
+    """
+    changed, unchanged = counts.changed[1:], counts.unchanged[1:]
+    if not changed.sum() or not unchanged.sum():
+        raise DataError("Calibration needs changed and unchanged pixels.", "Choose labels that hold both.")
+    p = np.clip(_STORED, _END, 1 - _END)
+    if method == "beta":
+        return _fit_beta(np.log(p), -np.log1p(-p), changed, unchanged)
+    logit = np.log(p) - np.log1p(-p)
+
+    def loss(log_slope: float) -> float:
+        z = np.exp(log_slope) * logit
+        return float((changed * np.logaddexp(0, -z) + unchanged * np.logaddexp(0, z)).sum())
+
+    slope = float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
+    return ScoreCalibration("temperature", slope, slope, 0.0)
+
+
+def _fit_beta(
+    log_p: NDArray[np.float64],
+    minus_log_rest: NDArray[np.float64],
+    changed: NDArray[np.float64],
+    unchanged: NDArray[np.float64],
+) -> ScoreCalibration:
+    """Fit by logistic regression; a feature whose weight comes out negative is left out, as Kull et al. do."""
+    features = np.column_stack([log_p, minus_log_rest])
+    used = [0, 1]
+    while used:
+        weight = np.concatenate([changed, unchanged])
+        rows, target = np.tile(features[:, used], (2, 1)), np.repeat([True, False], len(log_p))
+        fitted = LogisticRegression(C=1e6, max_iter=1000).fit(rows, target, sample_weight=weight / weight.mean())
+        found = dict(zip(used, map(float, fitted.coef_[0]), strict=True))
+        if min(found.values()) >= 0:
+            return ScoreCalibration("beta", found.get(0, 0.0), found.get(1, 0.0), float(fitted.intercept_[0]))
+        used.remove(min(found, key=lambda name: found[name]))
+    raise DataError("These scores fall where change grows.", "Check that the labels belong to this map.")
+
+
+def log_loss(counts: ScoreCounts) -> float:
+    """Return the mean negative log-likelihood of the labels in nats, NaN when nothing is labelled and assessed."""
+    changed, unchanged = counts.changed[1:], counts.unchanged[1:]
+    total = float(changed.sum() + unchanged.sum())
+    p = np.clip(_STORED, _END, 1 - _END)
+    return float(-(changed * np.log(p) + unchanged * np.log1p(-p)).sum() / total) if total else float("nan")

@@ -7,14 +7,14 @@ needs torch.
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from mmcd.config import Config
 from mmcd.errors import ModelError
-from mmcd.paths import weights_dir
+from mmcd.paths import weights_dir, workspace_folder
 
 Modality = Literal["optical", "sar"]
 Unit = Literal["db", "reflectance", "uint8"]
@@ -82,7 +82,8 @@ class Gsd(Config):
 class Decision(Config):
     """How head logit and cosine become a calibrated probability of change, and where it is cut.
 
-    ``p = sigmoid(slope * (head_weight * logit + cosine_weight * (1 - cosine)) + intercept)``.
+    ``p = sigmoid(slope * (head_weight * logit + cosine_weight * (1 - cosine)) + intercept)``; where ``beta`` is given,
+    this ``p`` becomes ``sigmoid(a ln p - b ln(1 - p) + c)`` (Kull et al. 2017).
 
     Attributes:
         head_weight: Weight of the per-pixel head's logit.
@@ -91,6 +92,7 @@ class Decision(Config):
         intercept: Intercept of the probability calibration.
         threshold: Probability from which a pixel counts as changed.
         prevalence: Share of changed pixels that calibration and threshold were chosen for.
+        beta: ``a``, ``b`` and ``c`` of a beta calibration that follows; neither ``a`` nor ``b`` is negative.
     """
 
     head_weight: float
@@ -99,6 +101,19 @@ class Decision(Config):
     intercept: float = 0.0
     threshold: float = Field(ge=0, le=1)
     prevalence: float | None = None
+    beta: tuple[float, float, float] | None = None
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.beta is not None and min(self.beta[:2]) < 0:
+            raise ValueError("beta must rise with the probability: its first two numbers are not negative")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent_beta(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a calibration that is not there: cards, manifests and hashes stay as they were before it was."""
+        values: dict[str, Any] = handler(self)
+        return values if self.beta is not None else {key: item for key, item in values.items() if key != "beta"}
 
 
 class Card(Config):
@@ -238,19 +253,45 @@ def list_cards(folder: Path | None = None) -> list[tuple[Path, Card]]:
     return [(path, read_card(path)) for path in sorted(folder.glob("*.toml")) if not is_trunk_card(path)]
 
 
+def own_cards() -> list[tuple[Path, Card]]:
+    """Return the models' cards of the workspace's weights, sorted by file name: calibrated or trained here."""
+    return list_cards(workspace_folder("weights"))
+
+
+def known_cards() -> list[tuple[Path, Card]]:
+    """Return the shipped cards and then those of the workspace."""
+    return [*list_cards(), *own_cards()]
+
+
+def card_reference(card: Card) -> str:
+    """Return the word that names exactly this card: ``NAME``, or ``NAME@VERSION`` where the name alone means another.
+
+    A bare name means the shipped card of that name, whatever was calibrated since, so that a command gives the same
+    map tomorrow; the workspace's versions of it are asked for by version.
+    """
+    first = next((other for _, other in known_cards() if other.name == card.name), card)
+    return card.name if first.version == card.version else f"{card.name}@{card.version}"
+
+
 def find_card(name: str) -> tuple[Path, Card]:
     """Return the card called ``name``, or the one at the path ``name``.
+
+    Args:
+        name: A name, see `card_reference`; ``NAME@VERSION``; or a path that ends in ``.toml``.
 
     Raises:
         ModelError: There is none; the message lists those that exist.
     """
     if name.endswith(".toml"):
         return Path(name), read_card(Path(name))
+    wanted, _, version = name.partition("@")
     cards = list_cards()
+    if version or not any(card.name == wanted for _, card in cards):
+        cards += own_cards()
     for path, card in cards:
-        if card.name == name:
+        if card.name == wanted and version in ("", card.version):
             return path, card
-    known = ", ".join(card.name for _, card in cards) or "none"
+    known = ", ".join(f"{card.name}@{card.version}" if version else card.name for _, card in cards) or "none"
     raise ModelError(f"There is no model called {name!r}.", f"Models here: {known}; or give the path of a card.")
 
 

@@ -285,10 +285,10 @@ def export(
 @weights_app.command("list")
 def weights_list(json_output: JsonFlag = False) -> None:
     """List the models that are here, and what was exported of them."""
-    from mmcd.cards import list_cards
+    from mmcd.cards import card_reference, known_cards
     from mmcd.services.weights import export_facts, exports_of_models
 
-    cards, exports = [card for _, card in list_cards()], exports_of_models()
+    cards, exports = [card for _, card in known_cards()], exports_of_models()
     if json_output:
         made = {name: [export_facts(record) for record in records] for name, records in exports.items()}
         _print_json({"models": [card.model_dump(mode="json") | {"exports": made[card.name]} for card in cards]})
@@ -296,7 +296,7 @@ def weights_list(json_output: JsonFlag = False) -> None:
     table = Table("name", "version", "before", "after", "GSD (m)", "threshold", "what it finds", "exports")
     for card in cards:
         table.add_row(
-            card.name,
+            card_reference(card),
             card.version,
             f"{card.pre.sensor} {' '.join(card.pre.bands)}",
             f"{card.post.sensor} {' '.join(card.post.bands)}",
@@ -341,15 +341,15 @@ def weights_export(
 @weights_app.command("verify")
 def weights_verify(json_output: JsonFlag = False) -> None:
     """Compare every weight file with the hash in its card."""
-    from mmcd.cards import list_cards, verify_weights
+    from mmcd.cards import card_reference, known_cards, verify_weights
 
     found: dict[str, str] = {}
-    for path, card in list_cards():
+    for path, card in known_cards():
         try:
             verify_weights(path, card)
-            found[card.name] = "verified"
+            found[card_reference(card)] = "verified"
         except MmcdError as error:
-            found[card.name] = str(error)
+            found[card_reference(card)] = str(error)
     if json_output:
         _print_json({"weights": found})
     else:

@@ -1,10 +1,11 @@
 """Curves over every distinct score of single samples, the best thresholds on them, and how sure the area is.
 
 Stored maps are counted in `mmcd.evaluation`; here scores are floats, one a sample. *Positive* means changed (damaged).
+The thresholds that need no label, at the end, cut the histogram of a stored map.
 """
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,3 +184,91 @@ class PairedWins:
             return None
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
         return {"low": float(low), "high": float(high), "level": level, "resamples": len(values)}
+
+
+LabelFree = Literal["otsu", "kittler_illingworth", "mixture"]
+LABEL_FREE: tuple[LabelFree, ...] = get_args(LabelFree)
+"""Ways to a threshold without a label."""
+
+
+def label_free_threshold(counts: NDArray[np.integer] | Floats, method: LabelFree) -> float | None:
+    """Return the probability at which a stored map falls into two classes by its histogram alone.
+
+    * ``otsu``: the classes' means lie as far apart as they can (Otsu 1979, "A threshold selection method from
+      gray-level histograms").
+    * ``kittler_illingworth``: two normal distributions, one on each side, explain the histogram with the least error
+      (Kittler and Illingworth 1986, "Minimum error thresholding").
+    * ``mixture``: two normal distributions that overlap are fitted by expectation and maximisation, and the cut is
+      where the higher one becomes the likelier.
+
+    A map that holds no change has one class and still gets a cut from the first two: these are starting points.
+
+    Args:
+        counts: How often each stored byte occurs, shape (256,); entry 0, not assessed, is left out.
+        method: Which one.
+
+    Returns:
+        A probability in (0, 1]: the upper class begins there. None where the histogram has fewer than two values, or
+        the mixture no place where the higher part takes over.
+    """
+    weight = np.asarray(counts, np.float64)[1:]
+    if np.count_nonzero(weight) < 2:
+        return None
+    if method == "mixture":
+        return _mixture_cut(weight / weight.sum())
+    cost = {"otsu": _otsu_cost, "kittler_illingworth": _kittler_cost}[method](weight / weight.sum())
+    best = np.flatnonzero(cost == cost.min())  # a plateau between two heaps of values is cut in its middle
+    return float((best[0] + best[-1]) / 2 + 1) / 254
+
+
+def _sides(weight: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
+    """Return share, mean and variance below and above a cut after each value but the last, each of shape (254,)."""
+    values = np.linspace(0, 1, 255)
+    moments = [np.cumsum(weight * values**power)[:-1] for power in range(3)]
+    whole = [float((weight * values**power).sum()) for power in range(3)]
+    sides: list[Floats] = []
+    for share, first, second in (moments, [total - part for total, part in zip(whole, moments, strict=True)]):
+        safe = np.where(share > 1e-12, share, 1.0)
+        mean = first / safe
+        sides += [share, mean, np.maximum(second / safe - mean**2, 0.0)]
+    return sides[0], sides[1], sides[2], sides[3], sides[4], sides[5]
+
+
+def _otsu_cost(weight: Floats) -> Floats:
+    """Return minus the variance between the classes for a cut after each value, rounded so that plateaus are flat."""
+    below, low, _, above, high, _ = _sides(weight)
+    return -np.round(below * above * (high - low) ** 2, 12)
+
+
+def _kittler_cost(weight: Floats) -> Floats:
+    """Return Kittler and Illingworth's criterion J for a cut after each value; infinite where a side is empty."""
+    below, _, spread_low, above, _, spread_high = _sides(weight)
+    step = (1 / 254) ** 2 / 12  # what rounding to a byte adds; a class of one value has no other spread
+    terms = [
+        share * np.log(spread + step) - 2 * share * np.log(np.maximum(share, 1e-300))
+        for share, spread in ((below, spread_low), (above, spread_high))
+    ]
+    empty = (below < 1e-12) | (above < 1e-12)
+    return np.where(empty, np.inf, np.round(terms[0] + terms[1], 12))
+
+
+def _mixture_cut(weight: Floats, rounds: int = 500) -> float | None:
+    """Return where the higher of two fitted normal distributions becomes the likelier one; None where it never does."""
+    values, step = np.linspace(0, 1, 255), (1 / 254) ** 2 / 12
+    centre = float((weight * values).sum())
+    share, mean = np.array([0.5, 0.5]), np.array([centre / 2, (1 + centre) / 2])
+    spread = np.full(2, float((weight * (values - centre) ** 2).sum()) + step)
+    for _ in range(rounds):
+        logs = np.log(share) - 0.5 * np.log(spread) - 0.5 * (values[:, None] - mean) ** 2 / spread
+        member = np.exp(logs - logs.max(axis=1, keepdims=True))
+        member *= (weight / member.sum(axis=1))[:, None]
+        before, share = share, np.maximum(member.sum(axis=0), 1e-12)
+        mean = (member * values[:, None]).sum(axis=0) / share
+        spread = (member * (values[:, None] - mean) ** 2).sum(axis=0) / share + step
+        share = share / share.sum()
+        if np.abs(share - before).max() < 1e-9:
+            break
+    low, high = (0, 1) if mean[0] <= mean[1] else (1, 0)
+    logs = np.log(share) - 0.5 * np.log(spread) - 0.5 * (values[:, None] - mean) ** 2 / spread
+    likelier = (logs[:, high] > logs[:, low]) & (values > mean[low])
+    return float(values[likelier.argmax()]) if likelier.any() else None

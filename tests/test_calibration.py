@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 
-from mmcd.calibration import best_f1_threshold, fit_logistic, tilt_to_share, weighted_counts
+from mmcd.calibration import (
+    METHODS,
+    best_f1_threshold,
+    fit_logistic,
+    fit_scores,
+    log_loss,
+    tilt_to_share,
+    weighted_counts,
+)
 from mmcd.errors import DataError
-from mmcd.evaluation import ScoreCounts, metrics_at
+from mmcd.evaluation import ScoreCounts, expected_calibration_error, metrics_at
 
 
 def test_fit_recovers_the_weights_that_made_the_labels() -> None:
@@ -55,3 +63,47 @@ def test_threshold_for_rarer_change_is_higher() -> None:
     rare = weighted_counts(tiles, tilt_to_share(share, share.mean() / 5))
     assert best_f1_threshold([rare]) > best_f1_threshold([common])
     assert metrics_at(rare, best_f1_threshold([rare]))["f1"] > metrics_at(rare, best_f1_threshold([common]))["f1"]
+
+
+def stored(probability: np.ndarray, target: np.ndarray) -> ScoreCounts:
+    return ScoreCounts.of(np.rint(probability * 254).astype(np.uint8) + np.uint8(1), target)
+
+
+def labelled(distort) -> ScoreCounts:
+    """Counts of labels that were drawn from honest probabilities, scored by what became of these."""
+    rng = np.random.default_rng(2)
+    honest = 1 / (1 + np.exp(-rng.normal(-1, 2, 400_000)))
+    return stored(distort(honest), rng.random(len(honest)) < honest)
+
+
+def test_the_temperature_that_sharpened_a_score_is_found() -> None:
+    counts = labelled(lambda p: p**1.6 / (p**1.6 + (1 - p) ** 1.6))
+    fitted = fit_scores(counts, "temperature")
+    assert fitted.temperature == pytest.approx(1.6, rel=0.03)
+    assert expected_calibration_error(fitted.applied(counts)) < 0.01 < expected_calibration_error(counts)
+
+
+def test_a_beta_calibration_mends_what_a_temperature_cannot() -> None:
+    counts = labelled(lambda p: 1 / (1 + np.exp(-(1.8 * np.log(p) - 0.7 * np.log1p(-p) + 2.0))))
+    beta, temperature = fit_scores(counts, "beta"), fit_scores(counts, "temperature")
+    assert expected_calibration_error(beta.applied(counts)) < 0.012 < expected_calibration_error(counts)
+    assert log_loss(beta.applied(counts)) < log_loss(temperature.applied(counts)) - 0.01
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_calibration_keeps_order_pixels_and_what_was_not_assessed(method: str) -> None:
+    counts = labelled(lambda p: p**2) + ScoreCounts(np.eye(256)[0] * 5, np.eye(256)[0] * 7)
+    fitted = fit_scores(counts, method)
+    assert (np.diff(fitted(np.arange(255) / 254)) > 0).all()
+    after = fitted.applied(counts)
+    assert (after.changed[0], after.unchanged[0]) == (5, 7)
+    assert (after.changed.sum(), after.unchanged.sum()) == (counts.changed.sum(), counts.unchanged.sum())
+    assert log_loss(after) < log_loss(counts)
+
+
+def test_scores_are_not_calibrated_on_one_class_or_against_change() -> None:
+    with pytest.raises(DataError, match="changed and unchanged"):
+        fit_scores(ScoreCounts(np.zeros(256), np.ones(256)), "beta")
+    rising = np.arange(256.0)
+    with pytest.raises(DataError, match="fall where change grows"):
+        fit_scores(ScoreCounts(rising[::-1].copy(), rising), "beta")

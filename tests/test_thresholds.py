@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from mmcd.errors import DataError
-from mmcd.thresholds import GRID, METRICS, PairedWins, ThresholdCurve
+from mmcd.thresholds import GRID, LABEL_FREE, METRICS, PairedWins, ThresholdCurve, label_free_threshold
 
 
 def samples(seed: int, count: int = 200, ties: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -110,3 +110,43 @@ def test_without_groups_or_classes_there_is_no_interval() -> None:
 def test_one_class_is_refused(value: bool, word: str) -> None:
     with pytest.raises(DataError, match=f"All 3 patches are {word}: no threshold can be searched"):
         ThresholdCurve.of(np.zeros(3), np.full(3, value))
+
+
+def heaps(low: tuple[float, float, int], high: tuple[float, float, int]) -> np.ndarray:
+    """Counts of a stored map with two normal heaps: mean, spread and pixels of each."""
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.normal(mean, spread, count) for mean, spread, count in (low, high)])
+    return np.bincount(np.rint(values.clip(0, 1) * 254).astype(int) + 1, minlength=256)
+
+
+@pytest.mark.parametrize("method", LABEL_FREE)
+def test_every_label_free_threshold_falls_between_two_equal_heaps(method: str) -> None:
+    counts = heaps((0.2, 0.05, 20_000), (0.8, 0.05, 20_000))
+    assert label_free_threshold(counts, method) == pytest.approx(0.5, abs=0.03)
+    counts[0] += 10**6  # what was not assessed says nothing
+    assert label_free_threshold(counts, method) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("method", ["kittler_illingworth", "mixture"])
+def test_the_least_error_is_nearer_to_the_narrow_heap(method: str) -> None:
+    """The two densities 0.7 N(0.2, 0.03) and 0.3 N(0.7, 0.12) are equal at 0.314."""
+    counts = heaps((0.2, 0.03, 70_000), (0.7, 0.12, 30_000))
+    assert label_free_threshold(counts, method) == pytest.approx(0.314, abs=0.02)
+    assert label_free_threshold(counts, "otsu") > 0.4
+
+
+def test_otsu_equals_scikit_image_s_definition() -> None:
+    counts = np.random.default_rng(3).integers(0, 500, 256)
+    values, best = np.linspace(0, 1, 255), (0.0, 0)
+    for cut in range(1, 255):
+        low, high = counts[1 : cut + 1], counts[cut + 1 :]
+        shares = low.sum() / counts[1:].sum(), high.sum() / counts[1:].sum()
+        means = np.average(values[:cut], weights=low), np.average(values[cut:], weights=high)
+        best = max(best, (shares[0] * shares[1] * (means[1] - means[0]) ** 2, cut))
+    assert label_free_threshold(counts, "otsu") == pytest.approx(best[1] / 254)
+
+
+@pytest.mark.parametrize("method", LABEL_FREE)
+def test_a_map_of_one_value_has_no_label_free_threshold(method: str) -> None:
+    assert label_free_threshold(np.eye(256)[7] * 100, method) is None
+    assert label_free_threshold(np.zeros(256), method) is None

@@ -151,7 +151,12 @@ def change_probability(
 ) -> NDArray[np.float32]:
     """Return the calibrated probability of change from head logit and embedding distance, both of any one shape."""
     raw = decision.head_weight * logit + decision.cosine_weight * distance
-    return _sigmoid(decision.slope * raw + decision.intercept)
+    z = decision.slope * raw + decision.intercept
+    if decision.beta is not None:
+        a, b, c = decision.beta
+        # ln p and ln(1 - p) of p = sigmoid(z), without loss where p is next to 0 or 1.
+        z = -a * np.logaddexp(0, -z) + b * np.logaddexp(0, z) + c
+    return _sigmoid(z)
 
 
 def _sigmoid(logit: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mmcd.cards import Branch, Card, file_sha256, find_card, list_cards
+from mmcd.cards import Branch, Card, file_sha256, find_card, known_cards
 from mmcd.config import Config
 from mmcd.errors import DataError, UsageError
 from mmcd.geo.catalog import Catalog
@@ -145,7 +145,7 @@ def export_weights(request: ExportRequest, progress: Progress = silent) -> Expor
 
 def exports_of_models() -> dict[str, tuple[ExportedModel, ...]]:
     """Return the exports of every shipped model by its name."""
-    return {card.name: list_exports(card) for _, card in list_cards()}
+    return {card.name: list_exports(card) for _, card in reversed(known_cards())}
 
 
 def export_facts(record: ExportedModel) -> dict[str, Any]:

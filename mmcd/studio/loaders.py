@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from mmcd.cards import Card, list_cards
+from mmcd.cards import Card, card_reference, known_cards
 from mmcd.errors import InputError
 from mmcd.geo.catalog import Scene
 from mmcd.geo.raster import RasterSource
@@ -63,8 +63,14 @@ def table(run_id: str, label: Path | None) -> ScoreTable:
 
 @st.cache_data(ttl=FRESH_SECONDS, max_entries=1, show_spinner=False)
 def cards() -> list[Card]:
-    """Return the cards of the models that are here."""
-    return [card for _, card in list_cards()]
+    """Return the cards of the models that are here, shipped ones first."""
+    return [card for _, card in known_cards()]
+
+
+@st.cache_data(ttl=FRESH_SECONDS, max_entries=1, show_spinner=False)
+def models() -> dict[str, Card]:
+    """Return the cards of the models that are here by the word that names exactly one, `card_reference`."""
+    return {card_reference(card): card for card in cards()}
 
 
 @st.cache_data(max_entries=256, show_spinner="Looking at the images …")

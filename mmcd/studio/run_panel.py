@@ -31,7 +31,7 @@ class RunChoice:
     """What the user chose to run.
 
     Attributes:
-        model: Name of the model.
+        model: Reference of the model.
         region: ``W,S,E,N`` in degrees; None for the whole scene.
         align: Move a displaced image after back first.
         adapt: Adapt the model to the scene first.
@@ -117,22 +117,22 @@ def _link_map(scene: Scene, run: Run | None) -> None:
 
 def _choose_run(scene: Scene) -> RunChoice | None:
     """Draw the choice of model and region; return it once it can be run."""
-    cards = _offered(scene)
-    if not cards:
+    models = _offered(scene)
+    if not models:
         st.warning("Run `mmcd doctor` to see what is missing.", title="There is no model here.")
         return None
-    fits = {card.name: loaders.fit(card, scene) for card in cards}
-    order = sorted(cards, key=lambda card: (bool(fits[card.name].refusals), fits[card.name].distance))
-    labels = {card.name: _model_label(card, fits[card.name]) for card in order}
+    fits = {name: loaders.fit(card, scene) for name, card in models.items()}
+    order = sorted(models, key=lambda name: (bool(fits[name].refusals), fits[name].distance))
+    labels = {name: _model_label(name, models[name], fits[name]) for name in order}
     name = st.selectbox("Model", list(labels), format_func=labels.__getitem__, key=f"model-{scene.id}")
-    card = next(card for card in cards if card.name == name)
+    card = models[name]
     with st.expander("About this model"):
         _card(card)
-    allowed = _allowed(card, fits[card.name])
+    allowed = _allowed(card, fits[name])
     try:
         region = _region(scene)
         align, adapt = _options(scene, card)
-        choice = RunChoice(card.name, region, align, adapt)
+        choice = RunChoice(name, region, align, adapt)
         _expect(card, scene, choice)
     except MmcdError as error:
         st.error(error.hint or "Change it and try again.", title=error.message, icon=":material/error:")
@@ -140,10 +140,10 @@ def _choose_run(scene: Scene) -> RunChoice | None:
     return choice if allowed else None
 
 
-def _offered(scene: Scene) -> list[Card]:
-    """Return the models to choose from; a model of two optical images has nothing to say of radar."""
+def _offered(scene: Scene) -> dict[str, Card]:
+    """Return the models to choose from, by reference; a model of two optical images has nothing to say of radar."""
     radar = loaders.sensor_kind(scene.post) == "SAR"
-    return [card for card in loaders.cards() if not (radar and card.compares_optical)]
+    return {name: card for name, card in loaders.models().items() if not (radar and card.compares_optical)}
 
 
 def _options(scene: Scene, card: Card) -> tuple[bool, bool]:
@@ -213,8 +213,8 @@ def _asked_run(scene: Scene) -> Run | None:
     return run
 
 
-def _model_label(card: Card, fit: Fit) -> str:
-    return f"{card.name}: {card.title}{' (not for this scene)' if fit.reasons else ''}"
+def _model_label(name: str, card: Card, fit: Fit) -> str:
+    return f"{name}: {card.title}{' (not for this scene)' if fit.reasons else ''}"
 
 
 def _card(card: Card) -> None:
