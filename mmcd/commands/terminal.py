@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 messages = Console(stderr=True)
 results = Console(width=None if sys.stdout.isatty() else 200)
@@ -40,11 +40,22 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def report(title: str, values: dict[str, Any]) -> None:
-    """Print names and values as a table."""
+    """Print names and values as a table; of values that have names themselves, a line each."""
     table = Table(title=title, show_header=False)
     for key, value in values.items():
-        table.add_row(key, escaped(f"{value:.4f}" if isinstance(value, float) else value))
+        table.add_row(key, escaped("\n".join(_lines(value))))
     results.print(table)
+
+
+def _lines(value: Any) -> "Iterator[str]":
+    """Yield what is shown of a value."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from (f"{name} {line}" for line in _lines(inner))
+    elif value is None:
+        yield "none"
+    else:
+        yield f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def warn(warnings: "Sequence[str]") -> None:

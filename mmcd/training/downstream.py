@@ -23,7 +23,16 @@ from torch import Tensor, nn
 from mmcd.config import Config
 from mmcd.models.devices import Device, Precision, choose_device, choose_precision
 from mmcd.progress import Progress, silent
-from mmcd.training.runs import LAST, LoggerName, Report, fit, make_loggers, refuse_other_settings, run_folder
+from mmcd.training.runs import (
+    LAST,
+    LoggerName,
+    Report,
+    fit,
+    make_loggers,
+    quiet_lightning,
+    refuse_other_settings,
+    run_folder,
+)
 from mmcd.training.trainer import TrainedRun
 from mmcd.training.trunk_start import TrunkStart, trunk_words
 
@@ -273,6 +282,7 @@ def _trainer(config: DownstreamConfig, place: RunPlace, monitor: tuple[str, Lite
         callbacks.append(ModelCheckpoint(filename=BEST, monitor=monitor[0], mode=monitor[1], **always))
     # Written after the best one, because it holds what a resumed run knows of it.
     callbacks.append(ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, **always))
+    quiet_lightning()
     return L.Trainer(
         accelerator=device.type,
         devices=1,

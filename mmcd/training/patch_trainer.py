@@ -25,7 +25,15 @@ from mmcd.training.monitor import GradientMonitor
 from mmcd.training.patch_config import PatchTraining
 from mmcd.training.patch_release import PatchScores, draw_curves, write_patch_card
 from mmcd.training.patch_task import PatchTask
-from mmcd.training.runs import LAST, Report, fit, make_loggers, refuse_other_settings, run_folder
+from mmcd.training.runs import (
+    LAST,
+    Report,
+    fit,
+    make_loggers,
+    quiet_lightning,
+    refuse_other_settings,
+    run_folder,
+)
 from mmcd.training.trainer import TrainedRun
 
 BEST = "best"
@@ -192,6 +200,7 @@ def _trainer(config: PatchTraining, folder: Path, progress: Progress) -> L.Train
     ]
     if options.monitor_gradients:
         callbacks.append(GradientMonitor(options.monitor))
+    quiet_lightning()
     return L.Trainer(
         accelerator=device.type,
         devices=1,

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,15 @@ CONFIG = "config.yaml"
 
 LAST = "last.ckpt"
 """Checkpoint that a run is resumed from."""
+
+
+_WANTED_ALL_THE_SAME = (
+    r"Found \d+ module\(s\) in eval mode",  # a frozen trunk is
+    r"You defined a `validation_step` but have no `val_dataloader`",  # everything trains
+    r"Checkpoint directory .* exists and is not empty",  # it holds the run's configuration
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+)
+"""Beginnings of warnings that tell a user nothing to do."""
 
 
 def run_folder(name: str, resolved: str, resume: bool) -> Path:
@@ -93,15 +103,18 @@ def fit(
     Raises:
         Cancelled: Ctrl-C; the run can be resumed from its last checkpoint, where there is one.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints would tear the progress bar
+    quiet_lightning()
     try:
-        trainer.fit(
-            task,
-            train_dataloaders=training,
-            val_dataloaders=validation,
-            ckpt_path=checkpoint,
-            weights_only=False,
-        )
+        with warnings.catch_warnings():
+            for words in _WANTED_ALL_THE_SAME:
+                warnings.filterwarnings("ignore", words)
+            trainer.fit(
+                task,
+                train_dataloaders=training,
+                val_dataloaders=validation,
+                ckpt_path=checkpoint,
+                weights_only=False,
+            )
     except SystemExit as stop:
         # Lightning answers Ctrl-C with an exit of its own and leaves the signal switched off.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,6 +124,11 @@ def fit(
             "The training was interrupted." if begun else "The training was interrupted before its first checkpoint.",
             "Go on with --resume." if begun else "Start it again without --resume.",
         ) from stop
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's hints off the terminal, where they would tear the progress bar; call it before a trainer."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def make_loggers(names: Sequence[LoggerName], folder: Path, hyperparameters: dict[str, Any]) -> list[Logger]:

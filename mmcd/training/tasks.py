@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import numpy as np
@@ -31,6 +31,9 @@ from mmcd.training.validation import ShiftedCounts, shifted_metrics
 
 if TYPE_CHECKING:
     from mmcd.training.feature_cache import FeatureCache
+
+VALIDATED = "validation_metrics"
+"""Name in a checkpoint of what its weights reached in validation."""
 
 _STEP_SEEDS = 1_000_003
 """A prime, so that step n of one seed shares its randomness with no step of a neighbouring seed."""
@@ -188,6 +191,11 @@ class ChangeTask(L.LightningModule):
             found: dict[str, float] = self.overlap[kind].compute()  # type: ignore[operator]
             self.overlap[kind].reset()  # type: ignore[operator]
             self.log_dict({f"{part}/{name}": value for name, value in found.items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the validation metrics of the weights with them: a run that goes on overwrites what is logged."""
+        logged = self.trainer.callback_metrics
+        checkpoint[VALIDATED] = {name: float(value) for name, value in logged.items() if name.startswith("val/")}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser and its schedule."""

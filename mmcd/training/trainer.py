@@ -1,6 +1,5 @@
 """Runs a training job through Lightning: data, folds, loggers, checkpoints, resume, and the weights with their card."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,10 @@ from mmcd.training.config import ChangeTraining
 from mmcd.training.feature_cache import cache_features
 from mmcd.training.panels import Panels, keep_artifacts
 from mmcd.training.release import write_card_of
-from mmcd.training.runs import LAST, Report, Stop, fit, make_loggers, run_folder
+from mmcd.training.runs import LAST, Report, Stop, fit, make_loggers, quiet_lightning, run_folder
 from mmcd.training.splits import Split, open_split
 from mmcd.training.steps import StepBatches
-from mmcd.training.tasks import ChangeTask, graded, logit_of, overlapping
+from mmcd.training.tasks import VALIDATED, ChangeTask, graded, logit_of, overlapping
 from mmcd.training.validation import Outputs
 
 MONITOR = "val/ap_shift"
@@ -50,7 +49,7 @@ class TrainedRun:
 
     Attributes:
         folder: The run's folder: resolved configuration, checkpoints, logs, outputs.
-        metrics: Last logged training losses and the validation metrics of the best epoch.
+        metrics: Training losses and figures of the last epoch, and the validation metrics of the weights that are kept.
         weights: Exported weights; none for a baseline without a card.
         card: Their card.
     """
@@ -89,6 +88,7 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
     kept = last if config.trainer.keep == "last" or not len(split.held_out) else folder / "best.ckpt"
     stored = torch.load(kept, map_location="cpu", weights_only=False)
     task.load_state_dict(stored["state_dict"])
+    metrics |= stored.get(VALIDATED, {})
     run = _finish(config, folder, task, split, metrics)
     if config.trainer.artifacts:
         made = [kept, folder / "config.yaml", run.weights, run.card, folder / "tensorboard"]
@@ -127,17 +127,8 @@ def _cache(
 
 
 def _fit(trainer: L.Trainer, task: ChangeTask, split: Split, checkpoint: Path | None) -> None:
-    config = task.config
-    with warnings.catch_warnings():
-        # A frozen trunk is in evaluation mode on purpose.
-        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
-        fit(
-            trainer,
-            task,
-            _training_loader(split, config),
-            _plain_loader(split.dataset, split.held_out, config) if len(split.held_out) else None,
-            checkpoint,
-        )
+    validation = _plain_loader(split.dataset, split.held_out, task.config) if len(split.held_out) else None
+    fit(trainer, task, _training_loader(split, task.config), validation, checkpoint)
 
 
 def predict(task: ChangeTask, dataset: PairDataset, indices: NDArray[np.intp], config: ChangeTraining) -> Outputs:
@@ -191,6 +182,7 @@ def _plain_loader(dataset: PairDataset, indices: NDArray[np.intp], config: Chang
 
 
 def _trainer(config: ChangeTraining, folder: Path, validates: bool, progress: Progress) -> L.Trainer:
+    quiet_lightning()
     device = choose_device(config.trainer.device)
     bf16 = choose_precision(config.trainer.precision, device) == torch.bfloat16
     # The last epoch has a checkpoint of its own: Lightning's save_last only follows the best one. It is written after

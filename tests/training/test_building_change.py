@@ -1,8 +1,10 @@
 """The fusion UNet trained on simulated pairs in LEVIR-CD's layout, by the shipped configurations."""
 
 import io
+import logging
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -224,10 +226,27 @@ def test_resumed_equals_uninterrupted(pairs: Path, workspace: Path) -> None:
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+def test_a_run_says_nothing_that_its_user_cannot_act_on(pairs: Path, workspace: Path, recwarn, monkeypatch) -> None:
+    hints: list[str] = []
+    listening = logging.Handler()
+    listening.emit = lambda record: hints.append(record.getMessage())
+    logger = logging.getLogger("lightning.pytorch")
+    monkeypatch.setattr(logger, "handlers", [listening])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.manager._clear_cache()
+    warnings.simplefilter("always")
+    forced = {"model.pretrained": "none", "model.force_random_trunk": True, "model.settings": SMALL, "export": None}
+    train(request_of(pairs, "reference1", **forced, **{"trainer.epochs": 1}))
+    assert hints == [] and [str(told.message) for told in recwarn if "lightning" in told.filename] == []
+
+
 # --- early stopping ---
 
 
-def test_the_run_stops_after_the_epochs_that_it_waits_for(pairs: Path, workspace: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(("keep", "reached"), [("best", 2.0), ("last", 2.4)])
+def test_the_run_stops_after_the_epochs_that_it_waits_for(
+    pairs: Path, workspace: Path, monkeypatch, keep: str, reached: float
+) -> None:
     losses = [3.0, 2.0, 2.5, 2.4, 1.0, 1.0]
 
     def scripted(self, batch, batch_index):
@@ -236,11 +255,13 @@ def test_the_run_stops_after_the_epochs_that_it_waits_for(pairs: Path, workspace
     monkeypatch.setattr(ChangeTask, "validation_step", scripted)
     monkeypatch.setattr(ChangeTask, "on_validation_epoch_end", lambda self: None)
     settings = {"model.pretrained": "none", "model.force_random_trunk": True, "model.settings": SMALL, "export": None}
-    result = train(request_of(pairs, "reference1", **settings, **{"trainer.epochs": 6, "trainer.early_stop": 1}))
+    length = {"trainer.epochs": 6, "trainer.early_stop": 1, "trainer.keep": keep}
+    result = train(request_of(pairs, "reference1", **settings, **length))
     epochs = {
         name: torch.load(result.folder / f"{name}.ckpt", weights_only=False)["epoch"] for name in ("best", "last")
     }
     assert epochs == {"best": 1, "last": 3}  # 2.5 was waited for, 2.4 was too much
+    assert result.metrics["val/loss"] == pytest.approx(reached)  # of the weights that are kept
 
 
 # --- bad input ---
