@@ -54,6 +54,20 @@ class Outputs(NamedTuple):
     building: Array | None = None
 
 
+class TorchAnswer(NamedTuple):
+    """What a network in torch says of a pair of aligned blocks.
+
+    Attributes:
+        outputs: What every engine says.
+        classes: Likeliest class, shape (H, W), uint8; None where it was not asked for.
+        vectors: Unit vectors of both branches at the cells that were asked for, shape (2, N, D), float16; else None.
+    """
+
+    outputs: Outputs
+    classes: NDArray[np.uint8] | None = None
+    vectors: NDArray[np.float16] | None = None
+
+
 _Run = Callable[[Array, Array], Outputs]
 
 
@@ -117,6 +131,7 @@ class TorchBackend:
     Attributes:
         model: The network on its device.
         has_embeddings: Whether `embed` works.
+        embedding_dim: Length of the vectors that a pass over both images makes; 0 of a network that makes none.
     """
 
     def __init__(self, model: "nn.Module", device: "Device" = "auto", precision: "Precision" = "auto") -> None:
@@ -126,6 +141,7 @@ class TorchBackend:
 
         self.halo = int(getattr(model, "halo", HALO))
         self.has_embeddings = callable(getattr(model, "embed", None))
+        self.embedding_dim = int(getattr(model, "embedding_dim", 0)) if self.has_embeddings else 0
         self.has_classes = int(getattr(model, "classes", 1)) > 1
         self._device = choose_device(device)
         self._dtype = choose_precision(precision, self._device)
@@ -141,25 +157,49 @@ class TorchBackend:
 
     def run(self, pre: Array, post: Array) -> Outputs:
         """Compare two aligned blocks, see `Backend.run`."""
-        return self._compare(pre, post, False)[0]
+        return self.compare(pre, post).outputs
 
-    def run_with_classes(self, pre: Array, post: Array) -> tuple[Outputs, NDArray[np.uint8] | None]:
-        """Compare two aligned blocks, and return also the likeliest class, shape (H, W), of a head of several."""
-        return self._compare(pre, post, self.has_classes)
+    def compare(
+        self, pre: Array, post: Array, classify: bool = False, cells: NDArray[np.integer] | None = None
+    ) -> TorchAnswer:
+        """Compare two aligned blocks, see `Backend.run`, and say more of them in the same pass.
 
-    def _compare(self, pre: Array, post: Array, classify: bool) -> tuple[Outputs, NDArray[np.uint8] | None]:
+        Args:
+            pre: Normalised image before, shape (bands, H, W), H and W multiples of 16.
+            post: Normalised image after, shape (bands, H, W).
+            classify: Also return the likeliest class of a head of several.
+            cells: Row and column at stride 8 of the regions whose vectors are returned too, shape (N, 2).
+
+        Raises:
+            ConfigError: Vectors are asked of a network without embeddings.
+        """
         import torch
 
         from mmcd.inference.answers import answers_of
         from mmcd.models.siamese import change_logit
 
         with torch.inference_mode(), self._autocast():
-            found = answers_of(self.model, self.model(self._tensor(pre), self._tensor(post)))
+            output = self.model(self._tensor(pre), self._tensor(post))
+            found = answers_of(self.model, output)
             answers, likeliest = [found.logit, found.distance], None
             if found.classes is not None:
                 answers.append(change_logit(found.classes, 1))
                 likeliest = found.classes[0].argmax(dim=0).to(torch.uint8).cpu().numpy() if classify else None
-        return Outputs(*(answer[0, 0].float().cpu().numpy() for answer in answers)), likeliest
+            vectors = None if cells is None else self._picked(output, cells)
+        outputs = Outputs(*(answer[0, 0].float().cpu().numpy() for answer in answers))
+        return TorchAnswer(outputs, likeliest, vectors)
+
+    def _picked(self, output: object, cells: NDArray[np.integer]) -> NDArray[np.float16]:
+        """Return the vectors of both branches at some cells, shape (2, N, D)."""
+        import torch
+
+        from mmcd.models.siamese import SiameseOutput
+
+        if not isinstance(output, SiameseOutput):
+            raise ConfigError("This model has no embeddings.", "Choose a pseudo-siamese model.")
+        rows, cols = torch.from_numpy(np.ascontiguousarray(cells.T)).to(self._device)
+        both = [vectors[0, :, rows, cols].T for vectors in (output.pre_embedding, output.post_embedding)]
+        return np.asarray(torch.stack(both).half().cpu().numpy())
 
     def embed(self, image: Array, side: Side) -> Array:
         """Return the unit vectors of the regions of one image.

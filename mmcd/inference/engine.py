@@ -18,7 +18,8 @@ from mmcd.geo.cog import CogWriter
 from mmcd.geo.grid import LATTICE, Grid, Window, blocks
 from mmcd.geo.vector import Region
 from mmcd.inference.pair import ArrayPair, PairBlock, PairReader
-from mmcd.inference.predictor import Predictor
+from mmcd.inference.predictor import Predictor, Probabilities
+from mmcd.inference.roi import VectorFile
 from mmcd.progress import Progress
 from mmcd.score import NOT_ASSESSED, encode_score
 
@@ -99,6 +100,7 @@ def score_region(
     journal: "Journal",
     progress: Progress,
     buildings: CogWriter | None = None,
+    vectors: VectorFile | None = None,
 ) -> None:
     """Score every block of a plan that the journal does not hold yet.
 
@@ -110,6 +112,7 @@ def score_region(
         journal: Knows the finished blocks, and is told of each tile.
         progress: Told of the blocks done; may raise to stop.
         buildings: Takes the evidence of buildings of a model that marks them.
+        vectors: Takes the embeddings of its ROIs, of a model that has them.
 
     Raises:
         Cancelled: The progress callback asked to stop; finished tiles are kept.
@@ -119,13 +122,28 @@ def score_region(
     progress("score", done, plan.block_count)
     for tile in todo:
         for block, inputs in _ahead(tile, plan, reader, predictor.halo):
-            stored = stored_block(inputs, predictor)
+            found = _compared(block, inputs, predictor, vectors)
+            stored = _stored(found, inputs, predictor.halo)
             _write(plan, block, stored.score, writer)
             if buildings is not None and stored.buildings is not None:
                 _write(plan, block, stored.buildings, buildings)
             done += 1
             progress("score", done, plan.block_count)
+        if vectors is not None:
+            vectors.flush()
         journal.add(tile)
+
+
+def _compared(block: Window, inputs: PairBlock, predictor: Predictor, vectors: VectorFile | None) -> Probabilities:
+    """Return what the model says of a padded block; the embeddings of its ROIs go to their file."""
+    images = inputs.pre, inputs.post, inputs.pre_valid, inputs.post_valid
+    rois = None if vectors is None else vectors.inside(block)
+    if vectors is None or rois is None or not rois.size:
+        return predictor.probabilities(*images)
+    found = predictor.probabilities(*images, vectors.cells(rois, block, predictor.halo))
+    if found.vectors is not None:
+        vectors.write(rois, found.vectors)
+    return found
 
 
 def _write(plan: Plan, block: Window, values: NDArray[np.uint8], writer: CogWriter) -> None:
@@ -164,7 +182,11 @@ def score_block(inputs: PairBlock, predictor: Predictor) -> NDArray[np.uint8]:
 def stored_block(inputs: PairBlock, predictor: Predictor) -> Stored:
     """Return what is stored of a padded block, without its halo; not assessed where an image holds no data."""
     found = predictor.probabilities(inputs.pre, inputs.post, inputs.pre_valid, inputs.post_valid)
-    inner = slice(predictor.halo, -predictor.halo or None)
+    return _stored(found, inputs, predictor.halo)
+
+
+def _stored(found: Probabilities, inputs: PairBlock, halo: int) -> Stored:
+    inner = slice(halo, -halo or None)
     valid = (inputs.pre_valid & inputs.post_valid)[inner, inner]
     buildings = None if found.building is None else encode_score(found.building, valid)
     return Stored(encode_score(found.change, valid), buildings, found.classes)

@@ -31,11 +31,13 @@ class Probabilities:
         change: Calibrated probability of change, shape (block, block), in [0, 1].
         building: Probability that a building stands or stood there, same shape; None of a model that marks none.
         classes: Likeliest class, same shape, uint8; None where it was not asked for.
+        vectors: Unit vectors of both branches at the cells that were asked for, shape (2, N, D); else None.
     """
 
     change: NDArray[np.float32]
     building: NDArray[np.float32] | None = None
     classes: NDArray[np.uint8] | None = None
+    vectors: NDArray[np.float16] | None = None
 
 
 class Predictor:
@@ -49,6 +51,7 @@ class Predictor:
     Attributes:
         halo: Pixels of context around a block after which its outputs no longer change.
         marks_buildings: Whether it says where buildings are: the card has the classes, the engine their output.
+        embedding_dim: Length of the embeddings that it has of each region; 0 of an export or a fusion UNet.
     """
 
     def __init__(self, backend: Backend, card: Card, all_classes: bool = False) -> None:
@@ -57,6 +60,7 @@ class Predictor:
         self.halo = backend.halo
         self.backend = backend
         self.marks_buildings = card.marks_buildings and backend.has_classes
+        self.embedding_dim = backend.embedding_dim if isinstance(backend, TorchBackend) else 0
 
     @classmethod
     def load(
@@ -109,6 +113,7 @@ class Predictor:
         post: NDArray[np.float32],
         pre_valid: NDArray[np.bool_],
         post_valid: NDArray[np.bool_],
+        cells: NDArray[np.integer] | None = None,
     ) -> Probabilities:
         """Return what the model says of a padded block, without its halo.
 
@@ -117,11 +122,14 @@ class Predictor:
             post: The same for the image after, same height and width.
             pre_valid: Pixels of ``pre`` that hold data, shape (block + 2 halo, block + 2 halo).
             post_valid: The same for ``post``.
+            cells: Row and column at stride 8, halo included, of the regions whose embeddings are returned too, shape
+                (N, 2); only where there is an ``embedding_dim``.
         """
         images = normalise(pre, pre_valid, self.card.pre), normalise(post, post_valid, self.card.post)
-        likeliest = None
-        if self._all_classes and isinstance(self.backend, TorchBackend):
-            answer, likeliest = self.backend.run_with_classes(*images)
+        likeliest = vectors = None
+        if isinstance(self.backend, TorchBackend):
+            classify = self._all_classes and self.backend.has_classes
+            answer, likeliest, vectors = self.backend.compare(*images, classify, cells)
         else:
             answer = self.backend.run(*images)
         inner = (slice(self.halo, -self.halo or None),) * 2
@@ -130,7 +138,7 @@ class Predictor:
         if self.marks_buildings and answer.building is not None:
             building = _sigmoid(answer.building[inner])
         classes = None if likeliest is None else likeliest[inner]
-        return Probabilities(change, building, classes)
+        return Probabilities(change, building, classes, vectors)
 
 
 def normalise(values: NDArray[np.float32], valid: NDArray[np.bool_], branch: Branch) -> NDArray[np.float32]:

@@ -122,6 +122,7 @@ class PseudoSiamese(nn.Module):
     Attributes:
         halo: Pixels of context around a block after which its outputs no longer change, a multiple of 16.
         classes: Classes of the head.
+        embedding_dim: Length of the ROI embeddings.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class PseudoSiamese(nn.Module):
         super().__init__()
         self.classes = classes
         self.changed_from = changed_from
+        self.embedding_dim = embedding_dim
         self.pre = Branch(pre_channels, trunk, width, dilated)
         self.post = Branch(post_channels, trunk, width, dilated)
         self.pre_projector = nn.Conv2d(width, embedding_dim, kernel_size=1)

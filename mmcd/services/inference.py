@@ -6,18 +6,20 @@ Nothing here loads torch before a model has to run, so pages may import it.
 import hashlib
 import json
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import numpy as np
 from pydantic import Field
 
 from mmcd import __version__
 from mmcd.cards import Card, file_sha256, verify_weights
 from mmcd.config import Config
-from mmcd.errors import UsageError
+from mmcd.embedding_table import TableTile
+from mmcd.errors import InputError, UsageError
 from mmcd.export import machine_facts
 from mmcd.geo.catalog import Scene
 from mmcd.geo.cog import SCORE_BAND, Band, CogWriter
@@ -26,8 +28,10 @@ from mmcd.geo.outlines import EVIDENCE_BAND
 from mmcd.geo.raster import output_grid
 from mmcd.geo.vector import Region, parse_region
 from mmcd.inference.exported import BackendChoice, ExportedModel, choose_export
+from mmcd.inference.roi import Origins, VectorFile, choose_rois
 from mmcd.progress import Progress, silent
 from mmcd.services.model_choice import Choice, choose_model, notice_facts
+from mmcd.services.run_embeddings import VECTOR_FILE, Sources, measured_table, why_none, write_run_table
 from mmcd.services.run_output import (
     Clock,
     Products,
@@ -40,7 +44,7 @@ from mmcd.services.run_output import (
     work_folder,
     write_products,
 )
-from mmcd.services.runs import EVIDENCE_FILE, bytes_a_pixel, load_run, run_folder, run_id_of
+from mmcd.services.runs import EMBEDDINGS_FILE, EVIDENCE_FILE, bytes_a_pixel, load_run, run_folder, run_id_of
 from mmcd.services.scenes import get_scene
 
 if TYPE_CHECKING:
@@ -135,6 +139,8 @@ class RunResult:
         paths |= {name: str(self.folder / f"{name}.json") for name in ("item", "manifest")}
         if "evidence" in self.manifest:
             paths[_EVIDENCE] = str(self.folder / EVIDENCE_FILE)
+        if "embeddings" in self.manifest:
+            paths["embeddings_file"] = str(self.folder / EMBEDDINGS_FILE)
         return {"run_id": self.manifest["run_id"], **paths, **self.manifest}
 
     def summary(self) -> dict[str, Any]:
@@ -179,6 +185,12 @@ class _Job:
         return self.card.marks_buildings and (self.export is None or self.export.has_classes)
 
     @property
+    def rois(self) -> Origins:
+        """The patch pairs whose embeddings are kept, in the scene; none of an export or a model without embeddings."""
+        found = choose_rois(self.region)
+        return found[:0] if why_none(self.card, self.export is not None, len(found)) else found
+
+    @property
     def answer(self) -> Grid:
         """The grid of the results."""
         return self.grid.crop(self.region)
@@ -188,8 +200,9 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
     """Score a pair and write ``score.tif``, ``mask.tif``, ``item.json`` and ``manifest.json``.
 
     A model that marks buildings also writes ``building_probability.tif``, the probability that a building stands or
-    stood in a pixel. Nothing appears at the final names before all of them are whole. A run that was stopped goes on
-    from its last finished tile when the same request comes again.
+    stood in a pixel; one that compares embeddings writes those of up to ten thousand patch pairs as
+    ``embeddings.parquet``. Nothing appears at the final names before all of them are whole. A run that was stopped
+    goes on from its last finished tile when the same request comes again.
 
     Raises:
         UsageError: The folder that is asked for holds files of these names that no run wrote.
@@ -218,6 +231,8 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
     progress("write", 0, 1)
     with clock.stage("mask"):
         areas = _write_products(job, work, run_id)
+    with clock.stage("embeddings"):
+        embeddings = _write_embeddings(job, work)
     manifest = {
         "mmcd": __version__,
         "run_id": run_id,
@@ -231,6 +246,7 @@ def predict(request: PredictRequest, progress: Progress = silent) -> RunResult:
         "threshold": job.threshold,
         "areas": areas,
         **scored,
+        **embeddings,
         "seconds": clock.seconds,
         **machine_facts(),
     }
@@ -274,6 +290,7 @@ def _engine(request: PredictRequest) -> BackendChoice:
 def _model_facts(job: _Job) -> dict[str, str]:
     card = job.card
     facts = {"name": card.name, "version": card.version, "sha256": card.sha256, "why": job.choice.reason}
+    facts["card"] = str(job.choice.card_path)
     return facts | notice_facts(card)
 
 
@@ -323,7 +340,8 @@ def _score(
     with clock.stage("load model"):
         predictor = _predictor(job.choice.card_path, job.card.sha256, request.device, request.precision, job.export)
     bands = _bands(job)
-    if not _begun(work, tuple(bands)):
+    rois = job.rois
+    if not _begun(work, tuple(bands), rois, predictor.embedding_dim):
         (work / "journal").unlink(missing_ok=True)
     journal = Journal(work / "journal", f"{key} {predictor.arithmetic}")
     resumed = journal.started
@@ -331,6 +349,7 @@ def _score(
         for name in bands:
             (work / f"{name}.part").unlink(missing_ok=True)
             (work / f"{name}.tif").unlink(missing_ok=True)
+        (work / VECTOR_FILE).unlink(missing_ok=True)
     plan = plan_blocks(job.grid, job.region, request.tile, job.polygon)
     with PairReader(job.pre, job.post, job.card, job.grid, job.choice.substitute) as reader:
         predictor, fitted = _fit_to_scene(job, request, reader, predictor, clock, progress)
@@ -343,7 +362,8 @@ def _score(
                 }
                 with clock.stage("score"):
                     score, buildings = writers["score"], writers.get(_EVIDENCE)
-                    score_region(plan, reader, predictor, score, journal, progress, buildings)
+                    vectors = VectorFile(work / VECTOR_FILE, rois, predictor.embedding_dim) if len(rois) else None
+                    score_region(plan, reader, predictor, score, journal, progress, buildings, vectors)
                 with clock.stage("write"):
                     progress("write", 0, 1)
                     for writer in writers.values():
@@ -365,8 +385,10 @@ def _bands(job: _Job) -> dict[str, Band]:
     return {**buildings, "score": SCORE_BAND}
 
 
-def _begun(work: Path, names: tuple[str, ...]) -> bool:
-    """Return whether all that an interrupted run had of its rasters is still there; the last one is made last."""
+def _begun(work: Path, names: tuple[str, ...], rois: Origins, length: int) -> bool:
+    """Return whether all that an interrupted run had is still there; the last raster is made last."""
+    if len(rois) and not VectorFile.holds(work / VECTOR_FILE, rois, length):
+        return False
     made = [(work / f"{name}.tif").exists() for name in names]
     kept = [(work / f"{name}.part").exists() for name in names]
     return all(made) or (kept[-1] and not made[-1] and all(map(any, zip(made, kept, strict=True))))
@@ -435,5 +457,29 @@ def _write_products(job: _Job, work: Path, run_id: str) -> dict[str, Any]:
     return write_products(Products(work, run_id, job.answer, job.threshold, model, job.scene, more, optical))
 
 
+def _write_embeddings(job: _Job, work: Path) -> dict[str, Any]:
+    """Write the table of patch pairs beside the score; return what the manifest says of it, or why there is none."""
+    rois, label = job.rois, job.scene.label if job.scene else None
+    if not len(rois):
+        return {"no_embeddings": why_none(job.card, job.export is not None, 0)}
+    vectors = VectorFile(work / VECTOR_FILE, rois, 0).read()
+    title = (job.scene.title or job.scene.id) if job.scene else f"{job.pre.stem} and {job.post.stem}"
+    event = (job.scene.event or job.scene.event_type) if job.scene else ""
+    tile = TableTile(job.scene.id if job.scene else job.post.stem, event, str(job.pre), str(job.post))
+    facts = {"title": title, "model": job.card.name, "threshold": job.threshold}
+    sources = Sources(work / "score.tif", work / EVIDENCE_FILE if job.marks_buildings else None, label)
+    origins = rois - np.array((job.region.row, job.region.col), np.int32)
+    unread = {}
+    try:
+        table = measured_table(origins, vectors, tile, sources, facts)
+    except InputError as error:  # labels decide nothing of a run, so they must not stop it
+        if label is None:
+            raise
+        unread = {"label": f"not read: {error}"}
+        table = measured_table(origins, vectors, tile, replace(sources, label=None), facts)
+    return {"embeddings": write_run_table(table, work, len(rois)) | unread}
+
+
 def _spare_foreign_files(folder: Path, job: _Job) -> None:
-    spare_foreign_files(folder, [EVIDENCE_FILE] if job.marks_buildings else [])
+    more = [EVIDENCE_FILE] if job.marks_buildings else []
+    spare_foreign_files(folder, [*more, *([EMBEDDINGS_FILE] if len(job.rois) else [])])

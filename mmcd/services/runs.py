@@ -29,7 +29,15 @@ DISTANCE_FILE = "distance.tif"
 PICTURE_FILE = "change_prediction.png"
 """What a run of the patch method holds besides, for people: the map, cut at several thresholds."""
 
-OPTIONAL_FILES = {EVIDENCE_FILE: "evidence", DISTANCE_FILE: "distance", PICTURE_FILE: "picture"}
+EMBEDDINGS_FILE = "embeddings.parquet"
+"""What a run of a model that compares embeddings holds besides: those of up to ten thousand patch pairs."""
+
+OPTIONAL_FILES = {
+    EVIDENCE_FILE: "evidence",
+    DISTANCE_FILE: "distance",
+    PICTURE_FILE: "picture",
+    EMBEDDINGS_FILE: "embeddings",
+}
 """Files that some runs hold, each with the name under which such a run's manifest speaks of it."""
 
 
@@ -62,6 +70,12 @@ class Run:
         """The COG of the probability of buildings; None of a model that marks none."""
         path = self.folder / EVIDENCE_FILE
         return path if "evidence" in self.manifest and path.is_file() else None
+
+    @property
+    def embeddings(self) -> Path | None:
+        """The table of patch pairs and their embeddings; None of a run that has none."""
+        path = self.folder / EMBEDDINGS_FILE
+        return path if "embeddings" in self.manifest and path.is_file() else None
 
     @property
     def scene_id(self) -> str | None:

@@ -12,6 +12,7 @@ from mmcd.jobs import JobStore, open_store
 from mmcd.paths import workspace
 from mmcd.services import buildings
 from mmcd.services.estimates import Estimate, estimate_run
+from mmcd.services.labels import changed_from
 from mmcd.services.model_choice import Fit, image_facts, model_fit
 from mmcd.services.runs import Run, list_runs, load_run
 from mmcd.services.scenes import get_scene, list_scenes
@@ -58,7 +59,7 @@ def draws_buildings(run_id: str) -> bool:
 @st.cache_data(max_entries=32, show_spinner="Counting the score …")
 def table(run_id: str, label: Path | None) -> ScoreTable:
     """Return the counts of a run's score, by class where there is a label."""
-    return score_table(load_run(run_id).score, label, tiles.changed_from(label) if label else 1)
+    return score_table(load_run(run_id).score, label, changed_from(label) if label else 1)
 
 
 @st.cache_data(ttl=FRESH_SECONDS, max_entries=1, show_spinner=False)

@@ -1,6 +1,5 @@
 """Map tiles: 8-bit score values that the browser colours, and display images of scenes coloured here."""
 
-import functools
 from pathlib import Path
 from typing import Literal
 
@@ -15,15 +14,13 @@ from rio_tiler.utils import render
 from mmcd.errors import InputError
 from mmcd.geo.catalog import Scene
 from mmcd.geo.display import DisplayPlan, display_plan
-from mmcd.geo.raster import RasterSource
 from mmcd.score import NOT_ASSESSED
+from mmcd.services.labels import changed_from
 from mmcd.studio.readers import ReaderPool
 
 Side = Literal["pre", "post", "label"]
 
 TILE_SIZE = 256
-LABEL_PIXELS = 4_000_000
-MAX_LABELS = 128  # label files remembered; one is a single number
 OVERVIEW_SIZE = 512
 SIDE_POINTS = 8
 
@@ -92,21 +89,6 @@ def overview(scene: Scene, side: Side = "pre") -> bytes:
     return _display_png(image, plan)
 
 
-def changed_from(label: Path) -> int:
-    """Return the smallest class of a label raster that means change.
-
-    BRIGHT's classes are 0 background, 1 intact, 2 damaged and 3 destroyed; masks mark change by 1 or 255 alone.
-
-    Raises:
-        InputError: The file is missing or damaged.
-    """
-    try:
-        modified = label.stat().st_mtime_ns
-    except OSError as error:
-        raise InputError(f"The labels {label} cannot be read: {error.strerror}.", "Put the file back.") from error
-    return _measured_classes(label, modified)
-
-
 def geographic_bounds(path: Path) -> tuple[float, float, float, float]:
     """Return west, south, east, north in degrees; of the stand-in place when the file has no georeference."""
     with pool.lend(path) as reader:
@@ -146,14 +128,6 @@ def side_path(scene: Scene, side: Side) -> Path:
             raise InputError(f"Scene {scene.id} has no labels.")
         return scene.label
     return scene.pre if side == "pre" else scene.post
-
-
-@functools.lru_cache(maxsize=MAX_LABELS)
-def _measured_classes(label: Path, modified: int) -> int:
-    with RasterSource(label, [1]) as source:
-        sample = source.read_decimated(LABEL_PIXELS)
-    values = set(np.unique(sample.data[0][sample.valid]).astype(int).tolist())
-    return 2 if values & {2, 3} else 1
 
 
 def _display_png(image: ImageData, plan: DisplayPlan) -> bytes:

@@ -55,7 +55,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def test_a_run_writes_the_evidence_beside_the_score(whole: RunResult) -> None:
-    names = ["building_probability.tif", "item.json", "manifest.json", "mask.tif", "score.tif"]
+    names = ["building_probability.tif", "embeddings.parquet", "item.json", "manifest.json", "mask.tif", "score.tif"]
     assert sorted(path.name for path in whole.folder.iterdir()) == names
     path = whole.folder / "building_probability.tif"
     valid, errors, _ = cog_validate(path, strict=True)
@@ -144,6 +144,7 @@ def test_a_working_file_that_is_gone_begins_the_run_anew(
 def test_a_model_of_change_alone_writes_nothing_more(small_pair: Pair, card_path: Path, tmp_path: Path) -> None:
     result = predict(request(small_pair, card_path, out=tmp_path / "out"))
     assert sorted(path.name for path in result.folder.iterdir()) == [
+        "embeddings.parquet",
         "item.json",
         "manifest.json",
         "mask.tif",

@@ -169,7 +169,8 @@ def test_a_dense_run_into_the_same_folder_leaves_nothing_of_the_patches(
 ) -> None:
     out = Path(shutil.copytree(made.folder, tmp_path / "out"))
     predict(PredictRequest.checked(pre=small_pair[0], post=small_pair[1], model=str(card_path), out=out, device="cpu"))
-    assert sorted(path.name for path in out.iterdir()) == ["item.json", "manifest.json", "mask.tif", "score.tif"]
+    dense = ["embeddings.parquet", "item.json", "manifest.json", "mask.tif", "score.tif"]
+    assert sorted(path.name for path in out.iterdir()) == dense
 
 
 def test_two_files_without_a_label_are_scored_and_not_measured(
