@@ -142,18 +142,35 @@ def average_precision(counts: ScoreCounts) -> float:
     return float((precision * steps).sum())
 
 
+def reliability(
+    counts: ScoreCounts, bins: int = 15
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean stated probability, observed share of change and pixels of equal-width probability bins.
+
+    Args:
+        counts: Labelled counts.
+        bins: Number of bins over [0, 1].
+
+    Returns:
+        Three arrays of shape (bins,); stated and observed are NaN in a bin without a pixel.
+    """
+    total = counts.changed[1:] + counts.unchanged[1:]
+    which = np.minimum((_PROBABILITY * bins).astype(int), bins - 1)
+    pixels = np.bincount(which, total, bins).astype(np.float64)
+    sums = np.bincount(which, total * _PROBABILITY, bins), np.bincount(which, counts.changed[1:], bins)
+    stated, observed = (np.divide(part, pixels, out=np.full(bins, np.nan), where=pixels > 0) for part in sums)
+    return stated, observed, pixels
+
+
 def expected_calibration_error(counts: ScoreCounts, bins: int = 15) -> float:
     """Return the mean distance between stated and observed share of change over equal-width probability bins.
 
     Source: Naeini et al. 2015; Guo et al. 2017, with ``bins`` equal-width bins.
     """
-    total = counts.changed[1:] + counts.unchanged[1:]
-    if not total.sum():
+    stated, observed, pixels = reliability(counts, bins)
+    if not pixels.sum():
         return float("nan")
-    which = np.minimum((_PROBABILITY * bins).astype(int), bins - 1)
-    stated = np.bincount(which, total * _PROBABILITY, bins)
-    observed = np.bincount(which, counts.changed[1:], bins)
-    return float(np.abs(stated - observed).sum() / total.sum())
+    return float(np.nansum(np.abs(stated - observed) * pixels) / pixels.sum())
 
 
 def metrics_at(counts: ScoreCounts, threshold: float) -> dict[str, float]:

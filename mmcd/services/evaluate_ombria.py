@@ -47,8 +47,8 @@ def evaluate_ombria(request: EvaluateRequest, progress: Progress = silent) -> di
         StorageError: The scores cannot be written.
     """
     card_path, card = find_card(request.model)
-    index = _index(request)
-    tiles = _select(request, index)
+    index = open_index(request)
+    tiles = select_tiles(request, index)
     export = choose_export(card, request.backend, request.device, request.precision)
     predictor = Predictor.load(card_path, request.device, request.precision, export)
     counts, dark = ScoreCounts.none(), ScoreCounts.none()
@@ -65,7 +65,12 @@ def evaluate_ombria(request: EvaluateRequest, progress: Progress = silent) -> di
     }
 
 
-def _index(request: EvaluateRequest) -> OmbriaIndex:
+def open_index(request: EvaluateRequest) -> OmbriaIndex:
+    """Return the tiles of a request's folder, and say which have no partner.
+
+    Raises:
+        DataError: It is no folder, or holds no tile.
+    """
     if not request.root.is_dir():
         raise DataError(f"{request.root} is not a folder.", "Give the folder of the data set with --root.")
     index = index_ombria(request.root)
@@ -74,7 +79,12 @@ def _index(request: EvaluateRequest) -> OmbriaIndex:
     return index
 
 
-def _select(request: EvaluateRequest, index: OmbriaIndex) -> list[OmbriaTile]:
+def select_tiles(request: EvaluateRequest, index: OmbriaIndex) -> list[OmbriaTile]:
+    """Return the tiles that a request asks to score.
+
+    Raises:
+        DataError: There is none.
+    """
     event = request.event or (MAIN if request.split else None)
     tiles = [
         tile
@@ -103,7 +113,7 @@ def _scored(
     progress: Progress,
 ) -> Iterator[_Sample]:
     progress("score", 0, len(tiles))
-    names = _file_names(tiles)
+    names = file_names(tiles)
     for number, tile in enumerate(tiles, start=1):
         arrays = read_tile(tile)
         grid = output_grid(tile.pre, tile.post, card.gsd.nominal)
@@ -115,8 +125,8 @@ def _scored(
         progress("score", number, len(tiles))
 
 
-def _file_names(tiles: list[OmbriaTile]) -> dict[str, str]:
-    """Return a file name for each tile: the last part of its name, with its folder where two would collide."""
+def file_names(tiles: list[OmbriaTile]) -> dict[str, str]:
+    """Return the name of each tile's score file: the last part of its own, with its folder where two would collide."""
     last = [tile.id.rsplit("/", 1)[-1] for tile in tiles]
     unique = len(set(last)) == len(last)
     return {tile.id: f"{name}.tif" if unique else f"{tile.id}.tif" for tile, name in zip(tiles, last, strict=True)}
