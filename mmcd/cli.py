@@ -24,6 +24,7 @@ from mmcd.commands.terminal import print_json as _print_json
 from mmcd.commands.terminal import report as _report
 from mmcd.commands.terminal import results as _results
 from mmcd.commands.train import train_app
+from mmcd.commands.weights import convert, print_trunks, states_of
 from mmcd.errors import Cancelled, MmcdError
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ for name, group in {
 }.items():
     app.add_typer(group, name=name)
 app.command()(evaluate)
+weights_app.command("convert")(convert)
 
 ImageArgument = Annotated[str, typer.Argument(help="Path, or http(s) address that is downloaded first.")]
 
@@ -284,14 +286,17 @@ def export(
 
 @weights_app.command("list")
 def weights_list(json_output: JsonFlag = False) -> None:
-    """List the models that are here, and what was exported of them."""
+    """List the models that are here, what was exported of them, and the pretrained trunks to start training from."""
     from mmcd.cards import card_reference, known_cards
     from mmcd.services.weights import export_facts, exports_of_models
+    from mmcd.trunk_cards import list_trunks
 
     cards, exports = [card for _, card in known_cards()], exports_of_models()
     if json_output:
         made = {name: [export_facts(record) for record in records] for name, records in exports.items()}
-        _print_json({"models": [card.model_dump(mode="json") | {"exports": made[card.name]} for card in cards]})
+        models = [card.model_dump(mode="json") | {"exports": made[card.name]} for card in cards]
+        trunks = [card.model_dump(mode="json") | {"path": str(path)} for path, card in list_trunks()]
+        _print_json({"models": models, "trunks": trunks})
         return
     table = Table("name", "version", "before", "after", "GSD (m)", "threshold", "what it finds", "exports")
     for card in cards:
@@ -306,6 +311,7 @@ def weights_list(json_output: JsonFlag = False) -> None:
             ", ".join(f"{record.backend} {record.precision}" for record in exports[card.name]) or "–",
         )
     _results.print(table)
+    print_trunks([card for _, card in list_trunks()])
 
 
 @weights_app.command("export")
@@ -341,18 +347,14 @@ def weights_export(
 @weights_app.command("verify")
 def weights_verify(json_output: JsonFlag = False) -> None:
     """Compare every weight file with the hash in its card."""
-    from mmcd.cards import card_reference, known_cards, verify_weights
+    from mmcd.cards import card_reference, known_cards
+    from mmcd.trunk_cards import list_trunks
 
-    found: dict[str, str] = {}
-    for path, card in known_cards():
-        try:
-            verify_weights(path, card)
-            found[card_reference(card)] = "verified"
-        except MmcdError as error:
-            found[card_reference(card)] = str(error)
+    found = states_of((card_reference(card), path, card) for path, card in known_cards())
+    trunks = states_of((card.name, path, card) for path, card in list_trunks())
     if json_output:
-        _print_json({"weights": found})
+        _print_json({"weights": found, "trunks": trunks})
     else:
-        _report("Weights", found)
-    if any(state != "verified" for state in found.values()):
+        _report("Weights", found | {f"trunk {name}": state for name, state in trunks.items()})
+    if any(state != "verified" for state in (*found.values(), *trunks.values())):
         raise typer.Exit(1)

@@ -1,7 +1,8 @@
 """Checkpoints of reference system 0: ``.pth`` files of weights, optimizer and figures, in its own key layout.
 
 Nothing in such a file is trusted: torch reads it with ``weights_only=True``. Files whose figures are scalars of numpy,
-which that refuses, are rewritten by `mmcd.models.plain_checkpoint` in a process of its own.
+or that hold states of a trainer, which that refuses, are rewritten by `mmcd.models.plain_checkpoint` in a process of
+its own.
 """
 
 import pickle
@@ -73,7 +74,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def read_plain(path: Path) -> Any:
     """Return what a file of torch's holds, as long as it is made of tensors, numbers, texts and containers.
 
-    Scalars of numpy are read too, in a process of its own.
+    Scalars of numpy are read too, in a process of its own, and what belongs to PyTorch Lightning is left out there.
 
     Raises:
         ModelError: The file is missing, damaged or asks for other objects.
@@ -84,7 +85,7 @@ def read_plain(path: Path) -> Any:
         return _load(path)
     except _UNREADABLE as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted is not None and wanted[1].startswith("numpy."):
+        if wanted is not None and wanted[1].startswith(plain_checkpoint.READABLE):
             return _rewritten(path)
         raise _refused(path, wanted[1] if wanted else None, error) from error
 
@@ -121,7 +122,7 @@ def _load(path: Path) -> Any:
 
 
 def _rewritten(path: Path) -> Any:
-    """Read a file through the program that turns numpy's scalars into plain numbers."""
+    """Read a file through the program that turns numpy's scalars into plain numbers and leaves out a trainer's."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "plain.pth"
         command = [sys.executable, "-I", str(Path(plain_checkpoint.__file__)), str(path.resolve()), str(target)]

@@ -6,6 +6,7 @@ classifier, whatever names they came with.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -37,10 +38,7 @@ def first_convolution(trunk: FeatureTrunk) -> str:
 
 def trunk_shapes(trunk: FeatureTrunk, bands: int) -> dict[str, torch.Size]:
     """Return the shape of every tensor of a trunk under torchvision's names, without its classifier."""
-    with torch.device("meta"):
-        body = build_body(trunk, bands).state_dict()
-    places = tuple(SCALES[trunk].places)
-    return {name: tensor.shape for name, tensor in body.items() if name.startswith(places)}
+    return dict(_shapes(trunk, bands))
 
 
 def require_match(weights: Mapping[str, Tensor], trunk: FeatureTrunk, bands: int, source: str) -> None:
@@ -183,6 +181,14 @@ def adapt_bands(weights: Mapping[str, Tensor], had: Sequence[str], wanted: Seque
     if Counter(band for band in wanted if band in had) != Counter(had):
         adapted = adapted + (kernels.sum(dim=1) - adapted.sum(dim=1)).unsqueeze(1) / len(wanted)
     return {**weights, name: adapted.contiguous()}
+
+
+@cache
+def _shapes(trunk: FeatureTrunk, bands: int) -> tuple[tuple[str, torch.Size], ...]:
+    with torch.device("meta"):
+        body = build_body(trunk, bands).state_dict()
+    places = tuple(SCALES[trunk].places)
+    return tuple((name, tensor.shape) for name, tensor in body.items() if name.startswith(places))
 
 
 def _packed(name: str, tensor: Tensor, stored: Stored) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from mmcd.errors import MmcdError, StorageError
 from mmcd.inference.exported import INSTALL, RUNTIMES, installed, list_exports
 from mmcd.paths import sample_data_dir, weights_dir, workspace
 from mmcd.services.assets import ASSETS, missing_assets
+from mmcd.trunk_cards import list_trunks
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -195,6 +196,26 @@ def _weights() -> Iterator[Diagnosis]:
             size = weights.stat().st_size / 1e6
             found = f"version {card.version}, {size:.1f} MB, hash verified{_exports(card)}"
             yield Diagnosis(f"weights {card.name}", "ok", found)
+    yield from _trunks()
+
+
+def _trunks() -> Iterator[Diagnosis]:
+    try:
+        trunks = list_trunks()
+    except StorageError:
+        return  # said once, by the line about the workspace
+    except MmcdError as error:
+        yield Diagnosis("trunks", "fail", error.message, error.hint)
+        return
+    for path, card in trunks:
+        try:
+            weights = verify_weights(path, card)
+        except MmcdError as error:
+            yield Diagnosis(f"trunk {card.name}", "fail", error.message, error.hint)
+        else:
+            size = weights.stat().st_size / 1e6
+            found = f"version {card.version}, {card.trunk} by {card.method}, {size:.1f} MB, hash verified"
+            yield Diagnosis(f"trunk {card.name}", "ok", found)
 
 
 def _exports(card: Card) -> str:
