@@ -25,7 +25,7 @@ from mmcd.commands.terminal import report as _report
 from mmcd.commands.terminal import results as _results
 from mmcd.commands.train import train_app
 from mmcd.commands.weights import convert, print_trunks, states_of
-from mmcd.errors import Cancelled, MmcdError
+from mmcd.errors import Cancelled, MmcdError, UsageError
 
 app = typer.Typer(
     name="mmcd",
@@ -107,11 +107,21 @@ def assets() -> None:
 @app.command()
 def worker(
     idle: Annotated[float | None, typer.Option(help="Leave after this many seconds without a job.", min=0)] = None,
+    lane: Annotated[str | None, typer.Option(hidden=True, help="Be the process of one lane.")] = None,
 ) -> None:
     """Run queued jobs until stopped; the app starts one."""
+    from mmcd.jobs import LANES, open_store, supervise
+    from mmcd.paths import workspace
+
+    if lane is None:
+        if not supervise(open_store(workspace()), idle):
+            _messages.print("Another worker serves this workspace already.")
+        return
+    if lane not in LANES:
+        raise UsageError(f"There is no lane {lane!r}.", f"Write one of {', '.join(LANES)}.")
     from mmcd.services.worker import run
 
-    run(idle)
+    run(lane, idle)
 
 
 @scenes_app.command("list")

@@ -150,8 +150,8 @@ def clear(request: ClearRequest) -> Cleared:
         StorageError: A file cannot be removed.
     """
     kind = "predict" if request.what == "runs" else "check_scene"
-    for job in open_store(workspace()).list(kind):
-        if job.active and request.scene in (None, job.request.get("scene")):
+    for job in open_store(workspace()).active(kind):
+        if request.scene in (None, job.request.get("scene")):
             raise InputError(
                 "A run is being computed or waits." if request.what == "runs" else "Images are being fetched.",
                 "Cancel it, or wait for its end, then clear.",
@@ -191,8 +191,8 @@ def remove_scene(scene_id: str) -> Cleared:
         StorageError: A file cannot be removed.
     """
     folders = _only_of(own_scene(scene_id))
-    for job in open_store(workspace()).list():
-        if job.active and (job.request.get("scene") == scene_id or (folders and job.kind == "check_scene")):
+    for job in open_store(workspace()).active():
+        if job.request.get("scene") == scene_id or (folders and job.kind == "check_scene"):
             what = "is being analysed" if job.kind == "predict" else "may share images that are being fetched"
             raise InputError(f"{scene_id!r} {what}.", "Cancel that job, or wait for its end, then remove the scene.")
     forget_scene(scene_id)

@@ -1,15 +1,14 @@
-"""What the worker process can do: one handler a kind of job."""
+"""What the worker's processes can do: one handler a kind of job."""
 
-import signal
-import threading
-from types import FrameType
 from typing import Any
 
-from mmcd.jobs import Handler, open_store, run_worker
+from mmcd.jobs import Handler, Lane, open_store, run_lane
 from mmcd.paths import workspace
 from mmcd.progress import Progress
+from mmcd.services.accuracy_data import run_accuracy
 from mmcd.services.inference import PredictRequest, predict
 from mmcd.services.scenes import AddSceneRequest, check_scene
+from mmcd.services.train_job import run_train
 
 
 def run_predict(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -31,19 +30,19 @@ def run_check_scene(request: dict[str, Any], progress: Progress) -> dict[str, An
     return check_scene(AddSceneRequest.checked(**request), progress).to_dict()
 
 
-HANDLERS: dict[str, Handler] = {"predict": run_predict, "check_scene": run_check_scene}
+HANDLERS: dict[str, Handler] = {
+    "predict": run_predict,
+    "check_scene": run_check_scene,
+    "train": run_train,
+    "accuracy": run_accuracy,
+}
 
 
-def run(idle_seconds: float | None = None) -> bool:
-    """Run jobs of the workspace until the process is asked to stop; False when another worker serves it already.
+def run(lane: Lane, idle_seconds: float | None = None) -> bool:
+    """Run jobs of a lane as a process of the worker; False when another one serves the lane already.
 
     Args:
+        lane: Which jobs.
         idle_seconds: Leave after this time without a job; None stays.
     """
-    stop = threading.Event()
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, leave)
-    return run_worker(open_store(workspace()), HANDLERS, idle_seconds, stop)
+    return run_lane(open_store(workspace()), HANDLERS, lane, idle_seconds)

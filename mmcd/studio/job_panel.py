@@ -45,7 +45,7 @@ def watch_job(job_id: str) -> None:
 def _progress(job: Job) -> None:
     share = job.done / job.total if job.total else 0.0
     if job.state == "queued":
-        busy = any(other.state == "running" for other in loaders.jobs().list())
+        busy = loaders.jobs().counts()["running"] > 0
         st.progress(0.0, text="Waiting for the end of the job before it …" if busy else "Starting the worker …")
     elif job.cancel_requested:
         st.progress(share, text="Stopping …")
