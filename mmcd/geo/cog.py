@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -18,6 +17,7 @@ from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_translate, cog_validate
 
 from mmcd.errors import InputError, StorageError
+from mmcd.geo.closing import Closing
 from mmcd.geo.grid import Grid, Window
 from mmcd.geo.raster import GDAL_ERRORS, gdal_environment, gdal_reason, ignore_missing_georeference
 from mmcd.score import NOT_ASSESSED, OFFSET, SCALE
@@ -96,7 +96,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-class CogWriter:
+class CogWriter(Closing):
     """Collects blocks in any order and writes one validated COG of them.
 
     Blocks go straight to an uncompressed working file, so memory does not grow with the raster and a block that
@@ -163,14 +163,6 @@ class CogWriter:
             row = np.full(self.grid.width, self._band.nodata, self._dtype).tobytes()
             for number in range(len(self._band.names) * self.grid.height):
                 _write_all(self._file, row, number * len(row))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the working file; a temporary one is removed."""

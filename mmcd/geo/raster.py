@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -23,6 +22,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 
 from mmcd.errors import InputError
+from mmcd.geo.closing import Closing
 from mmcd.geo.grid import Grid, Window, blocks, common_grid, transform_bounds, utm_crs
 
 Georeference = Literal["affine", "gcps", "none"]
@@ -75,7 +75,7 @@ def ignore_missing_georeference() -> Iterator[None]:
         yield
 
 
-class RasterSource:
+class RasterSource(Closing):
     """A raster file opened for reading by window.
 
     Alpha bands and masks are not counted as bands: they decide what is valid, like nodata and values that are not
@@ -155,14 +155,6 @@ class RasterSource:
             warped = self._stack.enter_context(WarpedVRT(base, crs=utm_crs(lon, lat), **self._warp_options(base)))
         grid = Grid(_crs_text(warped.crs), warped.transform, warped.height, warped.width)
         return "gcps", grid, _Warped(warped, grid, self.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file."""

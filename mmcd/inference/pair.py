@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmcd.cards import Branch, Card
+from mmcd.geo.closing import Closing
 from mmcd.geo.grid import Grid, Window
 from mmcd.geo.raster import RasterSource
 from mmcd.geo.sensors import PairStretch, SceneStretch, select_bands
@@ -64,7 +64,7 @@ class _Image:
         self._source.close()
 
 
-class PairReader:
+class PairReader(Closing):
     """Opens both images of a scene for a model. Use it as a context manager.
 
     The stretch is measured once over the whole scene, never over a window, so a region and the whole see the same
@@ -105,12 +105,8 @@ class PairReader:
             self._pre.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close both files."""
         self._pre.close()
         self._post.close()
 

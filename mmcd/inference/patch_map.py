@@ -8,14 +8,14 @@ distances of all places, a 64th of the pixels, are kept; the map is made of them
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmcd.data.patch_index import PatchRules
 from mmcd.errors import InputError, ModelError
+from mmcd.geo.closing import Closing
 from mmcd.geo.grid import Grid, Window, blocks
 from mmcd.geo.raster import Raster, RasterSource
 from mmcd.inference.backends import Arithmetic
@@ -133,7 +133,7 @@ def _every(first: int, step: int, count: int) -> slice:
     return slice(first, first + (count - 1) * step + 1, step)
 
 
-class PairImages:
+class PairImages(Closing):
     """Both images of a scene in one grid and in the units of their files. Use it as a context manager.
 
     Args:
@@ -159,14 +159,6 @@ class PairImages:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close both files."""

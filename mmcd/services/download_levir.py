@@ -6,8 +6,10 @@ until all of its pairs are there.
 
 import errno
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from pydantic import Field
 
@@ -97,7 +99,7 @@ def _fetch(request: LevirDownloadRequest, part: Part, archive: Mapping[str, Any]
         download_and_extract_archive(url, request.root, filename=name, md5=archive["md5"])
     except RuntimeError as error:  # what torchvision raises for a wrong checksum and gdown for a refusal
         raise DataError(f"The archive of {part} is not the published one: {_line(error)}.", by_hand) from error
-    except (OSError, DownloadError) as error:
+    except (OSError, HTTPException, DownloadError) as error:
         if getattr(error, "errno", None) in _DISK_FAULTS:
             raise StorageError(
                 f"{request.root} cannot be written: {_line(error)}.", "Free some space or choose another folder."
@@ -120,5 +122,7 @@ def _pairs(root: Path, part: Part) -> int:
 
 
 def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    """Return the first line of what went wrong, without the wrapping of urllib and of the operating system."""
+    cause = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
+    lines = str(getattr(cause, "strerror", None) or cause).strip().splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(". ")

@@ -14,6 +14,7 @@ from pyproj import Transformer
 from shapely.geometry import Polygon
 
 from mmcd.config import Config
+from mmcd.errors import InputError
 from mmcd.geo.catalog import Catalog, Scene
 from mmcd.geo.cog import Band, atomic_path, write_cog
 from mmcd.geo.grid import LATTICE, Grid, utm_crs
@@ -152,6 +153,16 @@ class SimulateResult:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {"catalog": str(self.catalog), "scenes": list(self.scenes)}
+
+
+def refuse_filled(folder: Path) -> None:
+    """Refuse a folder that is to be filled and is not empty.
+
+    Raises:
+        InputError: It holds files.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds files already.", "Choose a new folder.")
 
 
 def simulate(request: SimulateRequest, progress: Progress = silent) -> SimulateResult:

@@ -10,11 +10,10 @@ from pathlib import Path
 from affine import Affine
 
 from mmcd.data.bright import CONTEST_FOLDER, FOLDERS, LAYERS, SUFFIXES, Layer
-from mmcd.errors import InputError
 from mmcd.geo.cog import Band, atomic_path, write_cog
 from mmcd.geo.grid import Grid
 from mmcd.progress import Progress, silent
-from mmcd.services.simulate import LICENCE, PLACES, SimulateRequest, SimulateResult, place_grid
+from mmcd.services.simulate import LICENCE, PLACES, SimulateRequest, SimulateResult, place_grid, refuse_filled
 from mmcd.simulate import SceneSpec, SimulatedScene, simulate_scene
 from mmcd.simulate.events import EVENTS, Event
 from mmcd.simulate.layouts import LAYOUTS
@@ -44,8 +43,7 @@ def simulate_bright(request: SimulateRequest, progress: Progress = silent) -> Si
         InputError: The folder holds files already.
         StorageError: The folder cannot be written.
     """
-    if request.out.is_dir() and any(request.out.iterdir()):
-        raise InputError(f"{request.out} holds files already.", "Choose a new folder.")
+    refuse_filled(request.out)
     planned = _planned(request)
     for _, spec, _ in planned:
         spec.resolved()

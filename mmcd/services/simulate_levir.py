@@ -12,10 +12,10 @@ import numpy as np
 from rio_tiler.utils import render
 
 from mmcd.data.levir_files import FOLDERS, PARTS, Part
-from mmcd.errors import ConfigError, InputError
+from mmcd.errors import ConfigError
 from mmcd.geo.cog import atomic_path
 from mmcd.progress import Progress, silent
-from mmcd.services.simulate import LICENCE, SimulateRequest, SimulateResult
+from mmcd.services.simulate import LICENCE, SimulateRequest, SimulateResult, refuse_filled
 from mmcd.simulate import GrowthSpec, SimulatedGrowth, simulate_growth
 from mmcd.simulate.layouts import LAYOUTS
 from mmcd.simulate.palettes import PALETTES
@@ -53,8 +53,7 @@ def simulate_levir(request: SimulateRequest, progress: Progress = silent) -> Sim
         InputError: The folder holds files already.
         StorageError: The folder cannot be written.
     """
-    if request.out.is_dir() and any(request.out.iterdir()):
-        raise InputError(f"{request.out} holds files already.", "Choose a new folder.")
+    refuse_filled(request.out)
     towns = _planned(request)
     for town in towns:
         town.spec.check()

@@ -17,12 +17,12 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 
-from mmcd.errors import ConfigError, InputError
+from mmcd.errors import ConfigError
 from mmcd.geo.cog import atomic_path, storage_errors
 from mmcd.geo.positions import NearPoints
 from mmcd.geo.raster import gdal_environment
 from mmcd.progress import Progress, silent
-from mmcd.services.simulate import LICENCE, PLACES, SimulateRequest, SimulateResult
+from mmcd.services.simulate import LICENCE, PLACES, SimulateRequest, SimulateResult, refuse_filled
 from mmcd.simulate.shapes import Array
 from mmcd.simulate.spectral import (
     BAND_METRES,
@@ -73,8 +73,7 @@ def simulate_seasonal(request: SimulateRequest, progress: Progress = silent) -> 
         InputError: The folder holds files already.
         StorageError: The folder cannot be written.
     """
-    if request.out.is_dir() and any(request.out.iterdir()):
-        raise InputError(f"{request.out} holds files already.", "Choose a new folder.")
+    refuse_filled(request.out)
     locations = _planned(request)
     for location in locations:
         location.spec.check()

@@ -92,8 +92,21 @@ def test_wrong_archives_are_refused_with_the_way_by_hand(served: tuple[Path, str
         download_levir(request)
     assert f"Fetch val.zip from {address}val.zip" in refused.value.hint
     (folder / "val.zip").unlink()
-    with pytest.raises(NetworkError, match="archive of val cannot be fetched"):
+    with pytest.raises(NetworkError, match=r"archive of val cannot be fetched: HTTP Error 404: File not found\."):
         download_levir(request)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://127.0.0.1:1/", "cannot be fetched: Connection refused."),
+        ("http://127.0.0.1:x/", "cannot be fetched: nonnumeric port: 'x'."),
+    ],
+)
+def test_a_server_that_is_not_there_is_told_without_wrapping(address: str, said: str, tmp_path: Path):
+    with pytest.raises(NetworkError) as refused:
+        download_levir(LevirDownloadRequest(root=tmp_path, address=address))
+    assert refused.value.message == f"The archive of train {said}"
 
 
 def test_archive_with_other_pairs_is_named(served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
