@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch.utils.data._utils import signal_handling
 
 from mmcd.cards import Branch, Card, Decision, Gsd, read_card, write_card
+from mmcd.data.eurosat_files import CLASSES
 from mmcd.geo.cog import Band, write_cog
 from mmcd.geo.grid import Grid
 from mmcd.models import zoo
@@ -235,3 +236,42 @@ def floods(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"train,{number:04d},{number // 2},2")
     (root / "scene_groups.csv").write_text("\n".join(rows))
     return root
+
+
+@pytest.fixture(scope="session")
+def eurosat_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty images in both layouts of EuroSAT, with their lists; kinds of land differ in colour. Not to be changed."""
+    root = tmp_path_factory.mktemp("eurosat")
+    write_eurosat(root)
+    return root
+
+
+def write_eurosat(root: Path) -> None:
+    """Write four images of each of EuroSAT's ten classes, in colour and in 13 bands, numbered 1, 2, 10 and 11."""
+    random = np.random.default_rng(0)
+    homes = (root / "EuroSAT_RGB", root / "ds" / "images" / "remote_sensing" / "otherDatasets" / "sentinel_2" / "tif")
+    numbers = (1, 2, 10, 11)
+    for name in CLASSES:
+        spectrum = random.uniform(500, 4000, 13)
+        for number in numbers:
+            values = np.clip(spectrum[:, None, None] + random.normal(0, 60, (13, 64, 64)), 1, 10_000)
+            colour = values[[3, 2, 1]] * 255 / 4500
+            images = ((colour, "JPEG", "jpg", "uint8"), (values, "GTiff", "tif", "uint16"))
+            for home, (bands, driver, ending, kind) in zip(homes, images, strict=True):
+                path = home / name / f"{name}_{number}.{ending}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with rasterio.open(path, "w", driver=driver, count=len(bands), height=64, width=64, dtype=kind) as file:
+                    file.write(bands.astype(kind))
+    lists = {
+        "train": (1, 10),
+        "val": (2, 11),
+        "eurosat-train": (1, 2),
+        "eurosat-val": (10,),
+        "eurosat-test": (11,),
+        "eurosat-spatial-train": (10, 11),
+        "eurosat-spatial-val": (1,),
+        "eurosat-spatial-test": (2,),
+    }
+    for name, chosen in lists.items():
+        lines = [f"{each}_{number}.jpg" for each in CLASSES for number in chosen]
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")

@@ -6,8 +6,11 @@ from typing import Any
 from mmcd.config import read_yaml
 from mmcd.errors import ConfigError
 from mmcd.training.downstream import Benchmark, DownstreamConfig
+from mmcd.training.eurosat_task import EuroSatConfig, run_eurosat
 
-BENCHMARKS: dict[str, Benchmark[Any]] = {}
+BENCHMARKS: dict[str, Benchmark[Any]] = {
+    "eurosat": Benchmark("Ten kinds of land, EuroSAT", EuroSatConfig, run_eurosat),
+}
 """One line a task."""
 
 

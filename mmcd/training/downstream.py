@@ -239,9 +239,10 @@ def run_downstream(benchmark: Benchmark[C], config: C, resume: bool = False, pro
     weights = folder / f"{config.name}.safetensors"
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in outcome.weights.items()}, weights)
     said = {"seed": seed, **trunk_words(config.start), "unit": outcome.unit, "samples": dict(outcome.samples)}
-    told = said | {"figures": dict(outcome.figures), **outcome.details, "warnings": list(outcome.warnings)}
+    figures = {name: value for name, value in outcome.figures.items() if not math.isnan(value)}
+    told = said | {"figures": figures, "details": dict(outcome.details), "warnings": list(outcome.warnings)}
     (folder / RESULT).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    return TrainedRun(folder, dict(outcome.figures), weights, None)
+    return TrainedRun(folder, figures, weights, None)
 
 
 def fit_downstream(
