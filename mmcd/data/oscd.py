@@ -163,11 +163,10 @@ class OscdPatches:
         self._images = {
             name: (ranges.apply(city.before), ranges.apply(city.after), city.changed) for name, city in cities.items()
         }
-        self._places: list[tuple[str, Corner]] = [
-            (name, corner)
-            for name, (*_, changed) in self._images.items()
-            for corner in corners(*changed.shape[:2], side)
-        ]
+        self._places: list[tuple[str, Corner]] = []
+        for name, (_, _, changed) in self._images.items():
+            height, width = changed.shape
+            self._places += [(name, corner) for corner in corners(height, width, side)]
         self.groups = [name for name, _ in self._places]
         self.ids = [f"{name}/{corner.top}_{corner.left}" for name, corner in self._places]
 

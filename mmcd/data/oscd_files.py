@@ -246,7 +246,7 @@ def _band(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint16]:
             values = np.asarray(file.read(1, out_shape=shape, resampling=Resampling.bilinear))
     except GDAL_ERRORS as error:
         raise _unreadable(path, error) from error
-    return np.clip(values, 0, 65535).astype(np.uint16)
+    return np.asarray(np.clip(values, 0, 65535), np.uint16)
 
 
 def _fits(found: tuple[int, int], shape: tuple[int, ...], step: int) -> bool:

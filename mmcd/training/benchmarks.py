@@ -7,9 +7,14 @@ from mmcd.config import read_yaml
 from mmcd.errors import ConfigError
 from mmcd.training.downstream import Benchmark, DownstreamConfig
 from mmcd.training.eurosat_task import EuroSatConfig, run_eurosat
+from mmcd.training.land_cover_task import GidConfig, PastisConfig, run_gid, run_pastis
+from mmcd.training.oscd_task import OscdConfig, run_oscd
 
 BENCHMARKS: dict[str, Benchmark[Any]] = {
     "eurosat": Benchmark("Ten kinds of land, EuroSAT", EuroSatConfig, run_eurosat),
+    "oscd": Benchmark("What was built between two Sentinel-2 images of a city, OSCD", OscdConfig, run_oscd),
+    "pastis": Benchmark("Crops in single Sentinel-2 images, PASTIS", PastisConfig, run_pastis),
+    "gid": Benchmark("Land cover in images of Gaofen-2, GID", GidConfig, run_gid),
 }
 """One line a task."""
 

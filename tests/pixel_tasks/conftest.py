@@ -42,8 +42,8 @@ def write_city() -> Callable[..., np.ndarray]:
     ) -> np.ndarray:
         random = np.random.default_rng(seed)
         changed = np.zeros(shape, bool)
-        top, left = random.integers(0, 16, 2)
-        changed[top : top + 16, left : left + 24] = True
+        top, left = 4 * random.integers(0, 3, 2)
+        changed[top : top + 24, left : left + 40] = True
         for band in bands:
             ground = random.integers(1000, 1200, shape)
             for number, values in ((1, ground), (2, np.where(changed, 3000, ground))):
@@ -59,7 +59,7 @@ def oscd(tmp_path_factory, write_city) -> Path:
     """Four training and two test cities in the layout of SACo: labels apart, no lists."""
     root = tmp_path_factory.mktemp("oscd")
     for seed, city in enumerate(("paris", "beirut", "mumbai", "pisa", "rio", "dubai")):
-        write_city(root / city, root / "labels" / city / "cm" / "cm.png", seed, bands=("B03", "B02", "B04"))
+        write_city(root / city, root / "labels" / city / "cm" / "cm.png", seed, (64, 70), ("B03", "B02", "B04"))
     return root
 
 
