@@ -27,6 +27,7 @@ if __name__ == "__main__":
         [
             st.Page(PAGES / "scenes.py", title="Scenes", icon=":material/public:", default=True),
             st.Page(PAGES / "damage_map.py", title="Damage map", icon=":material/map:"),
+            st.Page(PAGES / "jobs.py", title="Jobs", icon=":material/checklist:"),
         ],
         position="top",
     )

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from mmcd.commands.data import data_app
 from mmcd.commands.evaluate import evaluate
 from mmcd.commands.infer import infer_app
+from mmcd.commands.jobs import jobs_app
 from mmcd.commands.terminal import JsonFlag
 from mmcd.commands.terminal import ProgressBar as _ProgressBar
 from mmcd.commands.terminal import escaped as _escaped
@@ -43,6 +44,7 @@ for name, group in {
     "train": train_app,
     "infer": infer_app,
     "weights": weights_app,
+    "jobs": jobs_app,
     "workspace": workspace_app,
 }.items():
     app.add_typer(group, name=name)
