@@ -240,8 +240,8 @@ def refuse_random_trunk(model: FusionUNet, force: bool = False) -> None:
         names = " and ".join(dict.fromkeys(model.trunks.values()))
         raise ModelError(
             f"The trunk ({names}) is frozen and has no pretrained weights: it would stay random.",
-            "Load its ImageNet weights, train it too (--set model.settings.finetune=true), or force it "
-            "(--set model.force_random_trunk=true).",
+            "Load its ImageNet weights or a pretrained trunk (--set model.init=NAME), train it too "
+            "(--set model.settings.finetune=true), or force it (--set model.force_random_trunk=true).",
         )
 
 

@@ -17,6 +17,7 @@ from mmcd.data.transforms import AugmentConfig
 from mmcd.models.devices import Device, Precision
 from mmcd.models.zoo import Architecture
 from mmcd.simulate.events import DAMAGED
+from mmcd.training.trunk_init import TrunkInit
 from mmcd.training.validation import SHIFTS
 
 
@@ -141,6 +142,8 @@ class ModelConfig(Config):
         architecture: Name in ``mmcd.models.zoo``.
         settings: Arguments of its class.
         pretrained: What the trunk of a ``fusion_unet`` starts from: random weights, or ImageNet's, which are fetched.
+        init: Pretrained trunks to start from, by name or card (``mmcd weights list``): one for both branches, or
+            ``{pre: ..., post: ...}``. For a ``siamese`` or a ``fusion_unet``.
         checkpoint: Checkpoint of reference system 1, or a state dict of this form, to start from; all of it must fit.
         force_random_trunk: Train even if the trunk is frozen and random, to test the machinery.
     """
@@ -148,6 +151,7 @@ class ModelConfig(Config):
     architecture: Architecture
     settings: dict[str, Any] = Field(default_factory=dict)
     pretrained: Literal["none", "imagenet"] = "none"
+    init: TrunkInit | None = None
     checkpoint: Path | None = None
     force_random_trunk: bool = False
 
@@ -158,6 +162,15 @@ class ModelConfig(Config):
             raise ValueError(
                 f"pretrained, checkpoint and force_random_trunk are for a fusion_unet, not a {self.architecture}"
             )
+        if self.init is not None and self.architecture == "early_fusion_unet":
+            raise ValueError("init is for a siamese or a fusion_unet: an early_fusion_unet has no trunk of an image")
+        return self
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.init is not None and (self.pretrained != "none" or self.checkpoint is not None):
+            other = "checkpoint" if self.checkpoint is not None else "pretrained imagenet"
+            raise ValueError(f"init and {other} are two beginnings: take one, such as model.pretrained none with init")
         return self
 
 

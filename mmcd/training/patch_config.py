@@ -14,6 +14,7 @@ from mmcd.models.encoders import TrunkName
 from mmcd.models.siamese import CONTEXT, EMBEDDING_STRIDE, ROI, ContextPool
 from mmcd.training.config import ExportConfig
 from mmcd.training.runs import LoggerName
+from mmcd.training.trunk_init import TrunkInit
 
 
 class PatchDataConfig(Config):
@@ -56,6 +57,8 @@ class PatchModelConfig(Config):
         embedding_dim: Length of the embeddings.
         pool: What of a context is averaged: all of it, or the ROI in its middle.
         pretrained: Where the trunks start from.
+        init: Pretrained trunks to start from instead, by name or card: one for both branches, or
+            ``{pre: ..., post: ...}``; with ``pretrained: none``.
         freeze_resnet: Learn only the last stage of the trunks and the projectors.
     """
 
@@ -63,6 +66,7 @@ class PatchModelConfig(Config):
     embedding_dim: int = Field(default=128, ge=1)
     pool: ContextPool = "global"
     pretrained: Literal["imagenet", "none"] = "imagenet"
+    init: TrunkInit | None = None
     freeze_resnet: bool = False
 
 
@@ -169,8 +173,13 @@ class PatchTraining(PatchRules):
             raise ValueError(
                 f"the network needs roi_patch_size {ROI} and a context_patch_size that is a multiple of 16"
             )
-        if self.model.freeze_resnet and self.model.pretrained == "none":
-            raise ValueError("model.freeze_resnet would keep random trunks: it needs model.pretrained imagenet")
+        if self.model.init is not None and self.model.pretrained != "none":
+            raise ValueError("model.init and model.pretrained imagenet are two beginnings: set model.pretrained none")
+        started = self.model.pretrained != "none" or (self.model.init is not None and self.model.init.both)
+        if self.model.freeze_resnet and not started:
+            raise ValueError(
+                "model.freeze_resnet would keep random trunks: it needs model.pretrained imagenet, or model.init"
+            )
         return self
 
     @property

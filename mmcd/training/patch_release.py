@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,13 @@ def fit_patch_decision(scores: PatchScores, damaged_share: float) -> tuple[Decis
 
 
 def write_patch_card(
-    config: PatchTraining, weights: Path, sha256: str, scores: PatchScores, damaged_share: float, split_by: str
+    config: PatchTraining,
+    weights: Path,
+    sha256: str,
+    scores: PatchScores,
+    damaged_share: float,
+    split_by: str,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the card beside the weights and return its path.
 
@@ -120,6 +126,7 @@ def write_patch_card(
         scores: Distances of the validation patches.
         damaged_share: Share of damaged patches of the validation split.
         split_by: What was kept on one side of the split.
+        more: What else is told of the training.
     """
     export = config.export
     if export is None:
@@ -137,4 +144,4 @@ def write_patch_card(
         **reached,
     }
     network: tuple[Architecture, dict[str, Any]] = ("siamese", config.settings)
-    return write_card_with(config, export, weights, sha256, network, decision, start, (measured,))
+    return write_card_with(config, export, weights, sha256, network, decision, start | dict(more or {}), (measured,))

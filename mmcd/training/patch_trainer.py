@@ -35,6 +35,7 @@ from mmcd.training.runs import (
     run_folder,
 )
 from mmcd.training.trainer import TrainedRun
+from mmcd.training.trunk_init import init_record, start_from_trunks
 
 BEST = "best"
 MONITOR = "val/loss"
@@ -127,6 +128,8 @@ def run_patch_training(config: PatchTraining, resume: bool = False, progress: Pr
     task = PatchTask(config)
     if config.model.pretrained == "imagenet" and not resume:
         start_from_imagenet(task.model, fetch_imagenet(config.model.trunk))
+    if config.model.init is not None and not resume:
+        start_from_trunks(task.model, config.model.init, config.pre, config.post, folder)
     if config.model.freeze_resnet:
         freeze_trunks(task.model)
     trainer = _trainer(config, folder, progress)
@@ -148,7 +151,8 @@ def _finish(
     sha256 = zoo.save(task.model, weights)
     if config.export is None:
         return TrainedRun(folder, metrics, weights, None)
-    card = write_patch_card(config, weights, sha256, scores, splits.damaged_share, splits.split_by)
+    started = init_record(folder, config.model.init)
+    card = write_patch_card(config, weights, sha256, scores, splits.damaged_share, splits.split_by, started)
     return TrainedRun(folder, metrics, weights, card)
 
 

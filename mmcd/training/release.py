@@ -22,6 +22,7 @@ def write_card_of(
     sha256: str,
     outputs: Outputs | None,
     training_share: float,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the card beside the weights and return its path.
 
@@ -32,10 +33,11 @@ def write_card_of(
         sha256: Its hash.
         outputs: Outputs over tiles that the run did not train on; without them the head stays uncalibrated.
         training_share: Share of change of the training set.
+        more: What is told of the training beside the configuration.
     """
     architecture = cast(Architecture, config.model.architecture)  # others have no card
     decision = _UNCALIBRATED if outputs is None else _decision(config, outputs, training_share)
-    return write_card_with(config, export, weights, sha256, (architecture, config.model.settings), decision)
+    return write_card_with(config, export, weights, sha256, (architecture, config.model.settings), decision, more)
 
 
 def write_card_with(

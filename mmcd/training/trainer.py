@@ -30,6 +30,7 @@ from mmcd.training.runs import LAST, Report, Stop, fit, make_loggers, quiet_ligh
 from mmcd.training.splits import Split, open_split
 from mmcd.training.steps import StepBatches
 from mmcd.training.tasks import VALIDATED, ChangeTask, graded, logit_of, overlapping
+from mmcd.training.trunk_init import init_record, start_from_trunks
 from mmcd.training.validation import Outputs
 
 MONITOR = "val/ap_shift"
@@ -78,8 +79,11 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
     split = open_split(config, progress)
     task = ChangeTask(config, split.share)
     last = folder / LAST
-    if not resume and isinstance(task.model, FusionUNet):
-        prepare_weights(task.model, config)
+    if not resume:
+        if config.model.init is not None:
+            start_from_trunks(task.model, config.model.init, config.pre, config.post, folder)
+        if isinstance(task.model, FusionUNet):
+            prepare_weights(task.model, config)
     if config.trainer.cache_features and isinstance(task.model, FusionUNet):
         _cache(task, task.model, split, folder, last if resume else None, progress)
     trainer = _trainer(config, folder, len(split.held_out) > 0, progress)
@@ -234,5 +238,6 @@ def _finish(
     sha256 = zoo.save(task.model, weights)
     if config.export is None:
         return TrainedRun(folder, metrics, weights, None)
-    card = write_card_of(config, config.export, weights, sha256, outputs, task.training_share)
+    started = init_record(folder, config.model.init)
+    card = write_card_of(config, config.export, weights, sha256, outputs, task.training_share, started)
     return TrainedRun(folder, metrics, weights, card)
