@@ -20,31 +20,37 @@ for.
 import argparse
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 from PIL import Image
 from rasterio.features import rasterize
-from seeds import Row, differences, rounded, summarise, train_once
+from seeds import (
+    Row,
+    Run,
+    differences,
+    finished_runs,
+    name_of,
+    release_weights,
+    rounded,
+    scored,
+    summarise,
+    train_once,
+)
 
-from mmcd.calibration import LogisticCalibration
-from mmcd.cards import Decision, file_sha256, find_card, read_card, write_card
+from mmcd.cards import Decision, find_card, read_card, write_card
 from mmcd.data.levir import LevirPairs
 from mmcd.evaluation import ScoreCounts, average_precision, summary
-from mmcd.models import zoo
 from mmcd.paths import workspace
 from mmcd.services.evaluate import EvaluateRequest, evaluate
 from mmcd.services.evaluate_levir import macro_dice
 from mmcd.services.simulate import SimulateRequest
 from mmcd.services.simulate_levir import simulate_levir
 from mmcd.training.config import ChangeTraining
-from mmcd.training.release import write_card_of
-from mmcd.training.tasks import ChangeTask
-from mmcd.training.trainer import predict
-from mmcd.training.validation import Outputs, fit_decision
+from mmcd.training.validation import fit_decision
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "building-change-sim"
@@ -64,17 +70,6 @@ FIGURES = ("pixel_auc", "average_precision", "f1", "iou", "macro_dice_with_backg
 KEPT = ("tiles", "unit", "threshold", *FIGURES, "best_f1", "prevalence", "baselines", "warnings")
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished training run and its outputs on towns it has not seen."""
-
-    model: str
-    seed: int
-    folder: Path
-    validation: Outputs
-    test: Outputs
-
-
 def pairs() -> Path:
     """Return the folder of the simulated pairs, written once."""
     root = workspace() / "building-change"
@@ -83,37 +78,17 @@ def pairs() -> Path:
     return root
 
 
-def name_of(model: str, seed: int) -> str:
-    return f"{NAME}-{model.replace(' ', '-')}-seed{seed}"
-
-
 def train_all() -> None:
     root = str(pairs())
     for seed in SEEDS:
         for model, changes in MODELS.items():
-            train_once(CONFIG, name_of(model, seed), {"seed": seed, "export": None, "data.root": root, **changes})
+            train_once(CONFIG, name_of(NAME, model, seed), {"seed": seed, "export": None, "data.root": root, **changes})
 
 
-def finished_runs() -> list[Run]:
-    found = []
-    for model in MODELS:
-        for seed in SEEDS:
-            folder = workspace() / "training" / name_of(model, seed)
-            if (folder / f"{folder.name}.safetensors").exists():
-                found.append(Run(model, seed, folder, Outputs.load(folder / "held_out.npz"), test_outputs(folder)))
-    return found
-
-
-def test_outputs(folder: Path) -> Outputs:
-    """Return the outputs over the test towns, computed once for each trained run."""
-    stored = folder / "test.npz"
-    if not stored.exists():
-        config = ChangeTraining.from_yaml(folder / "config.yaml")
-        task = ChangeTask(config, training_share=0.0)
-        zoo.load_weights(task.model, folder / f"{config.name}.safetensors")
-        test = LevirPairs(pairs(), "test")
-        predict(task, test, test.rows["test"], config).save(stored)
-    return Outputs.load(stored)
+def tests(_: ChangeTraining) -> tuple[LevirPairs, NDArray[np.intp]]:
+    """Return the pairs of the test towns."""
+    found = LevirPairs(pairs(), "test")
+    return found, found.rows["test"]
 
 
 def rows(runs: list[Run]) -> list[Row]:
@@ -121,7 +96,7 @@ def rows(runs: list[Run]) -> list[Row]:
     table = []
     for run in runs:
         decision = decision_of(run)
-        counts = ScoreCounts.of(scores(run.test, decision), run.test.changed)
+        counts = ScoreCounts.of(scored(run.test, decision), run.test.changed)
         figures = summary(counts, decision.threshold)
         row = {"model": run.model, "score": "head", "split": "test", "seed": run.seed}
         whole = {"macro_dice_with_background": macro_dice(counts, decision.threshold)}
@@ -130,12 +105,7 @@ def rows(runs: list[Run]) -> list[Row]:
 
 
 def decision_of(run: Run) -> Decision:
-    return fit_decision(run.validation, float(run.validation.changed.mean()), (1.0,), cosine=False)
-
-
-def scores(outputs: Outputs, decision: Decision) -> np.ndarray:
-    """Return the stored scores of tiles under a decision, shape (N, H, W)."""
-    return outputs.scored(LogisticCalibration(decision.head_weight, decision.cosine_weight, decision.intercept))
+    return fit_decision(run.held_out, float(run.held_out.changed.mean()), (1.0,), cosine=False)
 
 
 def compared(table: list[Row]) -> list[Row]:
@@ -148,18 +118,13 @@ def release(runs: list[Run], table: list[Row]) -> None:
     """Write the seed that validation prefers and its card."""
     best = max((run for run in runs if run.model == RELEASED), key=validation_ap)
     config = ChangeTraining.from_yaml(CONFIG, {"seed": best.seed})
-    weights = ROOT / "weights" / f"{NAME}.safetensors"
-    shutil.copyfile(best.folder / f"{best.folder.name}.safetensors", weights)
-    if config.export is None:
-        raise ValueError(f"{CONFIG} has no export")
-    share = float(best.validation.changed.mean())
-    path = write_card_of(config, config.export, weights, file_sha256(weights), best.validation, share)
+    path = release_weights(NAME, config, best.folder, best.held_out, float(best.held_out.changed.mean()))
     mark = {"dataset": "simulated", "command": "python benchmarks/building_change.py table"}
     write_card(read_card(path).model_copy(update={"metrics": tuple(mark | row for row in compared(table))}), path)
 
 
 def validation_ap(run: Run) -> float:
-    return average_precision(ScoreCounts.of(scores(run.validation, decision_of(run)), run.validation.changed))
+    return average_precision(ScoreCounts.of(scored(run.held_out, decision_of(run)), run.held_out.changed))
 
 
 def measure(root: Path, name: str) -> None:
@@ -206,7 +171,7 @@ def main() -> None:
             options.error("xbd needs --root and --out")
         write_xbd(chosen.root, chosen.out)
     else:
-        runs = finished_runs()
+        runs = finished_runs(NAME, MODELS, SEEDS, tests)
         table = rows(runs)
         for line in (*table, *compared(table)):
             print(json.dumps(rounded(line)))

@@ -13,11 +13,9 @@ damaged or worse at the threshold that was fitted on the validation scenes.
 
 import argparse
 import json
-import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,21 @@ import geopandas
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
-from seeds import Row, differences, rounded, summarise, train_once
+from seeds import (
+    Row,
+    Run,
+    differences,
+    finished_runs,
+    name_of,
+    release_weights,
+    rounded,
+    scored,
+    summarise,
+    train_once,
+)
 
 from mmcd.buildings import count_buildings, read_footprints
-from mmcd.calibration import LogisticCalibration
-from mmcd.cards import Card, Decision, file_sha256, find_card, read_card, write_card
+from mmcd.cards import Card, Decision, find_card, read_card, write_card
 from mmcd.data.simulated import SceneSet, Simulated
 from mmcd.evaluation import ScoreCounts, average_precision, roc_auc, summary
 from mmcd.geo.catalog import Catalog, Scene
@@ -39,15 +47,11 @@ from mmcd.geo.raster import RasterSource, output_grid
 from mmcd.inference.engine import score_whole
 from mmcd.inference.pair import PairReader
 from mmcd.inference.predictor import Predictor
-from mmcd.models import zoo
-from mmcd.paths import sample_data_dir, workspace
+from mmcd.paths import sample_data_dir
 from mmcd.services.simulate import PLACES, write_scene
 from mmcd.simulate import simulate_scene
 from mmcd.simulate.events import DAMAGED
 from mmcd.training.config import ChangeTraining, SimulatedDataConfig
-from mmcd.training.release import write_card_of
-from mmcd.training.tasks import ChangeTask
-from mmcd.training.trainer import predict
 from mmcd.training.validation import Outputs, fit_decision
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,51 +72,20 @@ SMOOTHING = 9
 KEPT = ("pixel_auc", "average_precision", "f1", "iou", "precision", "recall", "best_f1", "ece", "prevalence")
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished training run and its outputs on scenes it has not seen."""
-
-    model: str
-    seed: int
-    folder: Path
-    validation: Outputs
-    test: Outputs
-
-
-def name_of(model: str, seed: int) -> str:
-    return f"{NAME}-{model.replace(' ', '-')}-seed{seed}"
-
-
 def train_all() -> None:
     for seed in SEEDS:
         for model, (config, changes) in MODELS.items():
-            train_once(config, name_of(model, seed), {"seed": seed, "export": None, **changes})
+            train_once(config, name_of(NAME, model, seed), {"seed": seed, "export": None, **changes})
 
 
-def finished_runs() -> list[Run]:
-    found = []
-    for model in MODELS:
-        for seed in SEEDS:
-            folder = workspace() / "training" / name_of(model, seed)
-            if (folder / "held_out.npz").exists():
-                found.append(Run(model, seed, folder, Outputs.load(folder / "held_out.npz"), test_outputs(folder)))
-    return found
-
-
-def test_outputs(folder: Path) -> Outputs:
-    """Return the outputs over the test scenes, computed once for each trained run."""
-    stored = folder / "test.npz"
-    if not stored.exists():
-        config = ChangeTraining.from_yaml(folder / "config.yaml")
-        task = ChangeTask(config, training_share=0.0)
-        zoo.load_weights(task.model, folder / f"{config.name}.safetensors")
-        scenes = scenes_of(config).scenes
-        none = scenes.training.model_copy(update={"scenes": 1})
-        dataset = Simulated(
-            scenes.model_copy(update={"training": none, "validation": scenes.test, "test": scenes.validation})
-        )
-        predict(task, dataset, dataset.validation, config).save(stored)
-    return Outputs.load(stored)
+def tests(config: ChangeTraining) -> tuple[Simulated, NDArray[np.intp]]:
+    """Return the tiles of the test scenes."""
+    scenes = scenes_of(config).scenes
+    none = scenes.training.model_copy(update={"scenes": 1})
+    dataset = Simulated(
+        scenes.model_copy(update={"training": none, "validation": scenes.test, "test": scenes.validation})
+    )
+    return dataset, dataset.validation
 
 
 def scenes_of(config: ChangeTraining) -> SimulatedDataConfig:
@@ -130,9 +103,7 @@ def rows(runs: list[Run], towns: dict[str, Scene]) -> list[Row]:
             parts |= {"cosine": (False, True), BOTH: (True, True)}
         for part, (head, cosine) in parts.items():
             decision = decision_of(run, head, cosine)
-            scores = run.test.scored(
-                LogisticCalibration(decision.head_weight, decision.cosine_weight, decision.intercept)
-            )
+            scores = scored(run.test, decision)
             figures = summary(ScoreCounts.of(scores, run.test.changed), decision.threshold)
             found = building_f1(run.test, scores, towns, decision.threshold)
             row = {"model": run.model, "score": part, "split": "test", "seed": run.seed}
@@ -141,7 +112,7 @@ def rows(runs: list[Run], towns: dict[str, Scene]) -> list[Row]:
 
 
 def decision_of(run: Run, head: bool = True, cosine: bool = True) -> Decision:
-    return fit_decision(run.validation, float(run.validation.changed.mean()), (1.0,), head, cosine)
+    return fit_decision(run.held_out, float(run.held_out.changed.mean()), (1.0,), head, cosine)
 
 
 def building_f1(outputs: Outputs, scores: NDArray[np.uint8], towns: dict[str, Scene], threshold: float) -> float:
@@ -183,18 +154,13 @@ def release(runs: list[Run], table: list[Row]) -> None:
     """Write the weights that validation prefers and their card."""
     best = max((run for run in runs if run.model == "siamese"), key=validation_ap)
     config = ChangeTraining.from_yaml(CONFIG, {"seed": best.seed})
-    weights = ROOT / "weights" / f"{NAME}.safetensors"
-    shutil.copyfile(best.folder / f"{name_of(best.model, best.seed)}.safetensors", weights)
-    share = float(best.validation.changed.mean())
-    path = write_card_of(config, config.export, weights, file_sha256(weights), best.validation, share)
+    path = release_weights(NAME, config, best.folder, best.held_out, float(best.held_out.changed.mean()))
     mark = {"dataset": "simulated", "command": "python benchmarks/damage_vhr_sim.py table"}
     write_card(read_card(path).model_copy(update={"metrics": tuple(mark | row for row in compared(table))}), path)
 
 
 def validation_ap(run: Run) -> float:
-    decision = decision_of(run)
-    calibration = LogisticCalibration(decision.head_weight, decision.cosine_weight, decision.intercept)
-    return average_precision(ScoreCounts.of(run.validation.scored(calibration), run.validation.changed))
+    return average_precision(ScoreCounts.of(scored(run.held_out, decision_of(run)), run.held_out.changed))
 
 
 def test_scenes(scenes: SceneSet, size: int, gsd: float, folder: Path) -> Iterator[Scene]:
@@ -288,7 +254,7 @@ def main() -> None:
     if chosen.action == "measure":
         measure_released(chosen.samples, chosen.gsd)
         return
-    runs = finished_runs()
+    runs = finished_runs(NAME, MODELS, SEEDS, tests)
     held = scenes_of(ChangeTraining.from_yaml(CONFIG)).scenes
     with tempfile.TemporaryDirectory() as folder:
         towns = {scene.id: scene for scene in test_scenes(held.test, held.size, held.gsd, Path(folder))}

@@ -11,26 +11,21 @@ schedule; their threshold and calibration are fitted on the three seeds' held-ou
 
 import argparse
 import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from seeds import Row, differences, report, rounded, summarise, train_once
+import seeds
+from numpy.typing import NDArray
+from seeds import WEIGHTS, Row, Run, differences, release_weights, report, rounded, scored, summarise, train_once
 
-from mmcd.calibration import LogisticCalibration
-from mmcd.cards import Decision, file_sha256, read_card, write_card
+from mmcd.cards import Decision, read_card, write_card
 from mmcd.data.ombria import Ombria
 from mmcd.errors import ConfigError
 from mmcd.evaluation import ScoreCounts, summary
-from mmcd.models import zoo
 from mmcd.paths import workspace
 from mmcd.services.evaluate import EvaluateRequest, evaluate
 from mmcd.training.config import ChangeTraining
-from mmcd.training.release import write_card_of
-from mmcd.training.tasks import ChangeTask
-from mmcd.training.trainer import predict
 from mmcd.training.validation import SHIFTS, Outputs, ShiftedCounts, fit_decision
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,20 +46,8 @@ BOTH = "head + cosine"
 """The score that is shipped."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished training run and its outputs on tiles it has not seen."""
-
-    model: str
-    seed: int
-    folder: Path
-    config: ChangeTraining
-    held_out: Outputs
-    test: Outputs
-
-
 def name_of(model: str, seed: int) -> str:
-    return f"{RELEASE.removesuffix('-all')}-{model.replace(' ', '-').lower()}-seed{seed}"
+    return seeds.name_of("flood-s2s1", model, seed)
 
 
 def train_all() -> None:
@@ -75,32 +58,18 @@ def train_all() -> None:
 
 
 def finished_runs() -> list[Run]:
-    runs = []
-    for model in MODELS:
-        for seed in SEEDS:
-            folder = workspace() / "training" / name_of(model, seed)
-            if (folder / "held_out.npz").exists():
-                config = ChangeTraining.from_yaml(folder / "config.yaml")
-                held_out = Outputs.load(folder / "held_out.npz")
-                runs.append(Run(model, seed, folder, config, held_out, test_outputs(folder, config)))
-    return runs
+    return seeds.finished_runs("flood-s2s1", MODELS, SEEDS, tests)
 
 
-def test_outputs(folder: Path, config: ChangeTraining) -> Outputs:
-    """Return the outputs on the test event, computed once for each trained run."""
-    stored = folder / "test.npz"
-    if not stored.exists():
-        task = ChangeTask(config, training_share=0.0)
-        zoo.load_weights(task.model, folder / f"{config.name}.safetensors")
-        dataset = Ombria(config.data.root, TEST_EVENT, (config.pre, config.post))
-        predict(task, dataset, np.arange(len(dataset)), config).save(stored)
-    return Outputs.load(stored)
+def tests(config: ChangeTraining) -> tuple[Ombria, NDArray[np.intp]]:
+    """Return the tiles of the test event."""
+    dataset = Ombria(config.data.root, TEST_EVENT, (config.pre, config.post))
+    return dataset, np.arange(len(dataset))
 
 
 def measure(outputs: Outputs, decision: Decision, share: float) -> dict[str, float]:
     """Return the figures as they are and, where the tiles allow it, F1 at the lower shares of change."""
-    calibration = LogisticCalibration(decision.head_weight, decision.cosine_weight, decision.intercept)
-    scores = outputs.scored(calibration)
+    scores = scored(outputs, decision)
     figures = summary(ScoreCounts.of(scores, outputs.changed), decision.threshold)
     shifted = ShiftedCounts.of(scores, outputs.changed)
     for label, part in zip(("third", "tenth"), SHIFTS, strict=True):
@@ -144,11 +113,9 @@ def release(runs: list[Run], share: float, table: list[Row]) -> None:
     config = ChangeTraining.from_yaml(CONFIG, {"data.fold": None})
     if config.export is None:
         raise ConfigError(f"{CONFIG} has no export block.", "Add it: it holds the card's words.")
-    weights = ROOT / "weights" / "flood-s2s1.safetensors"
-    history = earlier_candidates(weights.with_suffix(".toml"), config.export.version)
-    shutil.copyfile(workspace() / "training" / RELEASE / f"{RELEASE}.safetensors", weights)
+    history = earlier_candidates(WEIGHTS / "flood-s2s1.toml", config.export.version)
     pooled = Outputs.pooled([run.held_out for run in runs if run.model == "siamese"])
-    path = write_card_of(config, config.export, weights, file_sha256(weights), pooled, share)
+    path = release_weights("flood-s2s1", config, workspace() / "training" / RELEASE, pooled, share)
     mark = {"candidate": config.export.version, "command": "python benchmarks/flood_s2s1.py table"}
     metrics = [mark | row for row in compared(table)]
     found = evaluate(
