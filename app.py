@@ -6,6 +6,7 @@ import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
 from mmcd.errors import MmcdError
+from mmcd.studio.carry import carry_selection
 from mmcd.studio.messages import errors_shown
 from mmcd.studio.routes import STATIC, error_response, raster_routes
 
@@ -27,9 +28,11 @@ if __name__ == "__main__":
         [
             st.Page(PAGES / "scenes.py", title="Scenes", icon=":material/public:", default=True),
             st.Page(PAGES / "damage_map.py", title="Damage map", icon=":material/map:"),
+            st.Page(PAGES / "accuracy.py", title="Accuracy", icon=":material/query_stats:"),
             st.Page(PAGES / "jobs.py", title="Jobs", icon=":material/checklist:"),
         ],
         position="top",
     )
+    carry_selection(page.url_path)
     with errors_shown():
         page.run()

@@ -12,6 +12,7 @@ import streamlit as st
 from mmcd.errors import RegionError
 from mmcd.geo.vector import parse_region
 from mmcd.score import threshold_value
+from mmcd.studio.carry import keep_selection
 from mmcd.studio.palettes import PALETTES, PaletteName
 
 Bounds = tuple[float, float, float, float]
@@ -49,6 +50,7 @@ def keep_threshold(value: int) -> str:
     asked = st.query_params.get("threshold", "")
     text = asked if asked_threshold(0) == value else probability_text(value)
     st.query_params["threshold"] = text
+    keep_selection()
     return text
 
 
@@ -117,3 +119,4 @@ def _keep(name: str, value: str | None) -> None:
         st.query_params[name] = value
     elif name in st.query_params:
         del st.query_params[name]
+    keep_selection()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from mmcd.studio.carry import choose_scene
+
 FILTERS = {"search": "", "types": [], "days": ()}
 """Keys of the Scenes page's filters, which are bound to the address, and their values that hide nothing."""
 
@@ -63,9 +65,10 @@ def open_view(name: str | None = None, scene: str | None = None) -> None:
     """
     for key in ("view", "job"):
         st.query_params.pop(key, None)
-    for key, value in {"view": name, "scene": scene}.items():
-        if value is not None:
-            st.query_params[key] = value
+    if scene is not None:
+        choose_scene(scene)
+    if name is not None:
+        st.query_params["view"] = name
 
 
 def clear_filters() -> None:
@@ -76,4 +79,4 @@ def clear_filters() -> None:
 
 def _choose(scene_id: str | None) -> None:
     if scene_id is not None:
-        st.query_params["scene"] = scene_id
+        choose_scene(scene_id)
