@@ -14,6 +14,7 @@ import typer
 from rich.table import Column, Table
 
 from mmcd.commands.data import data_app
+from mmcd.commands.embed import embed
 from mmcd.commands.evaluate import evaluate
 from mmcd.commands.infer import infer_app
 from mmcd.commands.jobs import jobs_app
@@ -49,6 +50,7 @@ for name, group in {
 }.items():
     app.add_typer(group, name=name)
 app.command()(evaluate)
+app.command()(embed)
 weights_app.command("convert")(convert)
 
 ImageArgument = Annotated[str, typer.Argument(help="Path, or http(s) address that is downloaded first.")]

@@ -102,7 +102,7 @@ def stacked_vectors(table: EmbeddingTable, what: What) -> tuple[Points, NDArray[
     pairs = np.arange(len(table), dtype=np.int32)
     branch = np.full(len(table), 0 if what == "optical" else 1, np.int8)
     if what == "joint":
-        return np.concatenate([optical, sar]), np.tile(pairs, 2), np.repeat(np.int8([0, 1]), len(table))
+        return np.concatenate([optical, sar]), np.tile(pairs, 2), np.repeat(np.array([0, 1], np.int8), len(table))
     features = table.vectors.get("sar_features")
     chosen = {
         "optical": optical,
@@ -189,7 +189,7 @@ def _tsne(vectors: Points, layout: Layout, progress: Progress) -> Any:
 
     progress("find neighbours", 0, 1)
     model = TSNE(
-        perplexity=float(np.clip(min(layout.perplexity, len(vectors) // 3), 2, None)),
+        perplexity=float(np.clip(min(layout.perplexity, (len(vectors) - 1) // 3), 2, None)),
         initialization="pca",
         early_exaggeration_iter=early,
         n_iter=late,

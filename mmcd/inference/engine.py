@@ -19,7 +19,7 @@ from mmcd.geo.grid import LATTICE, Grid, Window, blocks
 from mmcd.geo.vector import Region
 from mmcd.inference.pair import ArrayPair, PairBlock, PairReader
 from mmcd.inference.predictor import Predictor, Probabilities
-from mmcd.inference.roi import VectorFile
+from mmcd.inference.roi import Origins, VectorFile, Vectors
 from mmcd.progress import Progress
 from mmcd.score import NOT_ASSESSED, encode_score
 
@@ -172,6 +172,29 @@ def stored_whole(reader: PairReader | ArrayPair, predictor: Predictor) -> Stored
                     target = whole.setdefault(name, np.zeros(grid.shape, np.uint8))
                     target[block.slices] = values[: block.height, : block.width]
     return Stored(**whole)
+
+
+def embedded_whole(
+    reader: PairReader | ArrayPair, predictor: Predictor, origins: Origins
+) -> tuple[NDArray[np.uint8], Vectors]:
+    """Return score and embeddings of a small scene in memory, of the blocks that hold one of some ROIs.
+
+    Args:
+        reader: The scene.
+        predictor: A model that has embeddings.
+        origins: First row and column of each ROI, shape (N, 2).
+
+    Returns:
+        Stored scores, shape (H, W), 0 in blocks without a ROI, and vectors of both branches, shape (2, N, D).
+    """
+    plan = plan_blocks(reader.grid, reader.grid.window, LARGEST_BLOCK)
+    vectors = VectorFile(None, origins, predictor.embedding_dim)
+    score = np.zeros(reader.grid.shape, np.uint8)
+    wanted = [block for tile in plan.tiles for block in tile if vectors.inside(block).size]
+    for block, inputs in _ahead(wanted, plan, reader, predictor.halo):
+        found = _compared(block, inputs, predictor, vectors)
+        score[block.slices] = _stored(found, inputs, predictor.halo).score[: block.height, : block.width]
+    return score, vectors.read()
 
 
 def score_block(inputs: PairBlock, predictor: Predictor) -> NDArray[np.uint8]:

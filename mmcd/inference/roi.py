@@ -66,15 +66,18 @@ class VectorFile:
     """The embeddings of a run while it grows; a killed run goes on from here.
 
     Args:
-        path: Working file, created when missing.
+        path: Working file, created when missing; None keeps them in memory.
         origins: The ROIs.
         length: Length of a vector.
     """
 
-    def __init__(self, path: Path, origins: Origins, length: int) -> None:
+    def __init__(self, path: Path | None, origins: Origins, length: int) -> None:
         self._origins = origins
         shape = (2, len(origins), length)
-        if path.exists():
+        self._kept: Vectors
+        if path is None:
+            self._kept = np.zeros(shape, np.float16)
+        elif path.exists():
             self._kept = np.lib.format.open_memmap(path, mode="r+")
         else:
             self._kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
@@ -103,7 +106,8 @@ class VectorFile:
 
     def flush(self) -> None:
         """Bring what was written to the disk."""
-        self._kept.flush()
+        if isinstance(self._kept, np.memmap):
+            self._kept.flush()
 
     def read(self) -> Vectors:
         """Return all vectors, 0 where none was written, shape (2, N, D)."""

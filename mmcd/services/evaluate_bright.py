@@ -210,14 +210,14 @@ def _tallies(
         pixels = read_tile(tile)
         if pixels.label is None:
             raise DataError(f"Tile {tile.id} has no label file.", "Download the target folder.")
-        found = stored_whole(_pair(pixels, card), predictor)
+        found = stored_whole(array_pair(pixels, card), predictor)
         if scores is not None:
             _write(scores, tile, pixels, found, card)
         yield tile, Tally.of(pixels.label, found, card.decision.threshold), pixels.grid.gsd
         progress("score", number, len(choice.tiles))
 
 
-def _pair(pixels: BrightPixels, card: Card) -> ArrayPair:
+def array_pair(pixels: BrightPixels, card: Card) -> ArrayPair:
     """Return a tile as the card takes it: pixel on pixel, whatever the two georeferences say, as the protocol does."""
     return ArrayPair(_stretched(pixels.pre, card.pre), _stretched(pixels.post, card.post), pixels.grid)
 

@@ -52,7 +52,7 @@ def evaluate_ombria(request: EvaluateRequest, progress: Progress = silent) -> di
     export = choose_export(card, request.backend, request.device, request.precision)
     predictor = Predictor.load(card_path, request.device, request.precision, export)
     counts, dark = ScoreCounts.none(), ScoreCounts.none()
-    stretches = _stretches(index, tiles, card)
+    stretches = tile_stretches(index, tiles, card)
     for sample in _scored(tiles, stretches, card, predictor, request.scores, progress):
         counts += ScoreCounts.of(sample.score, sample.changed)
         dark += ScoreCounts.of(sample.dark, sample.changed)
@@ -97,7 +97,7 @@ def select_tiles(request: EvaluateRequest, index: OmbriaIndex) -> list[OmbriaTil
     return tiles
 
 
-def _stretches(index: OmbriaIndex, tiles: list[OmbriaTile], card: Card) -> dict[str, PairStretch]:
+def tile_stretches(index: OmbriaIndex, tiles: list[OmbriaTile], card: Card) -> dict[str, PairStretch]:
     """Return the stretches of the scenes that some tiles show: of the whole scenes, whichever tiles are measured."""
     groups = {tile.group for tile in tiles}
     scenes = [tile for tile in index.tiles if tile.group in groups]

@@ -6,6 +6,7 @@ from mmcd.jobs import Handler, Lane, open_store, run_lane
 from mmcd.paths import workspace
 from mmcd.progress import Progress
 from mmcd.services.accuracy_data import run_accuracy
+from mmcd.services.embeddings import EmbedRequest, embed, table_path
 from mmcd.services.inference import PredictRequest, predict
 from mmcd.services.scenes import AddSceneRequest, check_scene
 from mmcd.services.train_job import run_train
@@ -30,11 +31,23 @@ def run_check_scene(request: dict[str, Any], progress: Progress) -> dict[str, An
     return check_scene(AddSceneRequest.checked(**request), progress).to_dict()
 
 
+def run_embed(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Lay out the patch pairs of a run or a data set; the result names their table and says what was measured.
+
+    Raises:
+        MmcdError: They cannot be embedded or laid out, or the user stopped the job.
+    """
+    asked = EmbedRequest.checked(**request)
+    view = embed(asked, progress)
+    return {"table": table_path(asked).stem if asked.run is None else None, "run": asked.run, **view.facts()}
+
+
 HANDLERS: dict[str, Handler] = {
     "predict": run_predict,
     "check_scene": run_check_scene,
     "train": run_train,
     "accuracy": run_accuracy,
+    "embed": run_embed,
 }
 
 
