@@ -5,9 +5,12 @@ and a tensor that went to another place would show.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
+import re
+import shlex
 import sys
 import types
 from collections import OrderedDict
@@ -16,11 +19,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet101
 from typer.testing import CliRunner
 
+from mmcd.cards import read_card
 from mmcd.cli import app
+from mmcd.config import parse_overrides
 from mmcd.errors import ModelError, UsageError
 from mmcd.models import plain_checkpoint
 from mmcd.models.moco import pooled_trunk
@@ -30,8 +36,11 @@ from mmcd.models.trunks import FeatureTrunk
 from mmcd.services import convert
 from mmcd.services.convert import ConvertRequest, convert_weights
 from mmcd.services.doctor import diagnose
+from mmcd.training.config import ChangeTraining
+from mmcd.training.patch_config import PatchTraining
 from mmcd.trunk_cards import find_trunk, read_trunk_card
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reference-systems.md"
 NUMBERS = {"conv1.": "0.", "bn1.": "1.", "layer1.": "4.", "layer2.": "5.", "layer3.": "6.", "layer4.": "7."}
 Weights = dict[str, Tensor]
 
@@ -371,6 +380,46 @@ def test_convert_list_and_verify_from_the_command_line(workspace: Path, tmp_path
     damaged = runner.invoke(app, ["weights", "verify", "--json"])
     assert damaged.exit_code == 1 and "do not match their card" in json.loads(damaged.stdout)["trunks"]["caco-r18"]
     assert ("trunk caco-r18", "fail") in [(line.subject, line.status) for line in diagnose().lines]
+
+
+def documented(number: int) -> list[list[str]]:
+    """Return the words of the commands in a block of the document's section on public checkpoints."""
+    section = DOCUMENT.read_text().partition("## Public checkpoints")[2]
+    block = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[number]
+    return [shlex.split(line) for line in block.splitlines()]
+
+
+def test_what_the_document_says_of_checkpoints_runs(
+    floods: Path, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    published = pooled_trunk("resnet18", 3).state_dict()
+    saved(tmp_path / "resnet18_caco_geo_1m_200.pth", published)
+    saved(tmp_path / "seco_resnet18_1m.ckpt", lightning(prefixed(published, "encoder_q.") | KEYS | HEADS))
+    saved(tmp_path / "resnet18_sentinel2_all_moco.pth", trunk(bands=13))
+    config = yaml.safe_load((DOCUMENT.parent.parent / "configs" / "flood-s2s1.yaml").read_text())
+    config |= {"augment": {"crop": 32}}
+    config["data"] |= {"root": str(floods), "folds": 3}
+    config["model"]["settings"] = {"width": 16, "embedding_dim": 8}
+    config["trainer"] = {"epochs": 1, "device": "cpu", "precision": "fp32", "loggers": []}
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "flood-s2s1.yaml").write_text(yaml.safe_dump(config))
+    for words in documented(0):
+        done = CliRunner().invoke(app, [*words[1:], "--json"], catch_exceptions=False)
+        assert words[0] == "mmcd" and done.exit_code == 0, done.output
+    started = read_card(Path(json.loads(done.stdout)["card"])).training["init"]
+    assert {side: known["trunk"] for side, known in started.items()} == {"pre": "seco", "post": "caco-r18"}
+    assert read_trunk_card(tmp_path / "moco-all.toml").bands[8] == "B8A"
+
+
+@pytest.mark.parametrize("line", range(2))
+def test_the_document_starts_reference_forms_with_settings_that_fit(line: int) -> None:
+    words = documented(1)[line]
+    options = [after for word, after in itertools.pairwise(words) if word == "--set"]
+    path = DOCUMENT.parent.parent / words[words.index("--config") + 1]
+    kind: type[ChangeTraining | PatchTraining] = PatchTraining if "reference0" in path.name else ChangeTraining
+    config = kind.from_yaml(path, parse_overrides(options))
+    assert config.model.init is not None and config.model.init.both
 
 
 def test_words_that_are_no_choice_are_usage(tmp_path: Path) -> None:
