@@ -1,5 +1,6 @@
 """Fixtures shared by all tests, and the choice of what can run on this machine."""
 
+import json
 import os
 import shutil
 import signal
@@ -275,3 +276,40 @@ def write_eurosat(root: Path) -> None:
     for name, chosen in lists.items():
         lines = [f"{each}_{number}.jpg" for each in CLASSES for number in chosen]
         (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def bigearthnet_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty patches in BigEarthNet's layout: four kinds of land that differ in colour. Not to be changed."""
+    root = tmp_path_factory.mktemp("bigearthnet")
+    write_bigearthnet(root)
+    return root
+
+
+def write_bigearthnet(root: Path) -> None:
+    """Write patches with one of four pairs of labels each, bands of 10, 20 and 60 m, and the three lists."""
+    random = np.random.default_rng(0)
+    bands = ("01", "02", "03", "04", "05", "06", "07", "08", "8A", "09", "11", "12")
+    sides = {"02": 120, "03": 120, "04": 120, "08": 120, "01": 20, "09": 20}
+    labels = (
+        ["Sea and ocean"],
+        ["Coniferous forest", "Burnt areas"],
+        ["Pastures", "Water bodies"],
+        ["Non-irrigated arable land", "Discontinuous urban fabric"],
+    )
+    spectra = random.uniform(100, 1500, (len(labels), len(bands)))
+    lines = []
+    for number in range(20):
+        name = f"S2A_MSIL2A_20170613T101031_{number}_45"
+        folder = root / "BigEarthNet-v1.0" / name
+        folder.mkdir(parents=True)
+        lines.append(f"{name},S1A_IW_GRDH_1SDV_20170613T165043_33UUP_{number}_45")
+        (folder / f"{name}_labels_metadata.json").write_text(json.dumps({"labels": labels[number % 4]}))
+        for band, level in zip(bands, spectra[number % 4], strict=True):
+            side = sides.get(band, 60)
+            values = np.clip(level + random.normal(0, 20, (1, side, side)), 1, 10_000).astype(np.uint16)
+            path = folder / f"{name}_B{band}.tif"
+            with rasterio.open(path, "w", driver="GTiff", count=1, height=side, width=side, dtype="uint16") as file:
+                file.write(values)
+    for part, rows in (("train", lines[:12]), ("val", lines[12:16]), ("test", lines[16:])):
+        (root / f"bigearthnet-{part}.csv").write_text("\n".join(rows) + "\n")

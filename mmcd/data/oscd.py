@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcd.data.base import UNKNOWN, Sample, to_sample
+from mmcd.data.bigearthnet import STATISTICS
 from mmcd.data.oscd_files import City, OscdIndex, read_city
 from mmcd.data.patch_grid import Corner, corners, cut, inside
 from mmcd.errors import ConfigError, DataError
@@ -24,19 +25,8 @@ PUBLISHED_RANGES = {"B2": (885.0, 2620.0), "B3": (667.0, 2969.0), "B4": (426.0, 
 """Stored values of OSCD that become 0 and 1 in the protocol of SeCo."""
 
 _BIGEARTHNET = {
-    "B1": (340.77, 554.81),
-    "B2": (429.94, 572.42),
-    "B3": (614.22, 582.88),
-    "B4": (590.24, 675.89),
-    "B5": (950.68, 729.90),
-    "B6": (1792.46, 1096.01),
-    "B7": (2075.47, 1273.45),
-    "B8": (2218.95, 1365.46),
-    "B8A": (2266.46, 1356.14),
-    "B9": (2246.06, 1302.33),
+    **STATISTICS,
     "B10": (2256.06, 1202.06),  # No level-2A product has this band: the protocol of SACo gives it these.
-    "B11": (1594.43, 1079.19),
-    "B12": (1009.33, 818.87),
 }
 """Mean and standard deviation of each band over BigEarthNet."""
 

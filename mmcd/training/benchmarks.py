@@ -5,12 +5,14 @@ from typing import Any
 
 from mmcd.config import read_yaml
 from mmcd.errors import ConfigError
+from mmcd.training.bigearthnet_task import BigEarthNetConfig, run_bigearthnet
 from mmcd.training.downstream import Benchmark, DownstreamConfig
 from mmcd.training.eurosat_task import EuroSatConfig, run_eurosat
 from mmcd.training.land_cover_task import GidConfig, PastisConfig, run_gid, run_pastis
 from mmcd.training.oscd_task import OscdConfig, run_oscd
 
 BENCHMARKS: dict[str, Benchmark[Any]] = {
+    "bigearthnet": Benchmark("Kinds of land in a patch, BigEarthNet-19", BigEarthNetConfig, run_bigearthnet),
     "eurosat": Benchmark("Ten kinds of land, EuroSAT", EuroSatConfig, run_eurosat),
     "oscd": Benchmark("What was built between two Sentinel-2 images of a city, OSCD", OscdConfig, run_oscd),
     "pastis": Benchmark("Crops in single Sentinel-2 images, PASTIS", PastisConfig, run_pastis),

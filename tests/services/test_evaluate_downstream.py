@@ -13,6 +13,7 @@ from mmcd.config import Config
 from mmcd.errors import ConfigError, DataError, ModelError, UsageError
 from mmcd.models.trunk_weights import save_trunk, trunk_shapes
 from mmcd.services.evaluate import EvaluateRequest, evaluate
+from mmcd.services.evaluate_request import DOWNSTREAM
 from mmcd.services.published_downstream import published_downstream
 from mmcd.training.benchmarks import BENCHMARKS, read_downstream
 from mmcd.trunk_cards import Normalisation, TrunkCard
@@ -87,7 +88,7 @@ def test_the_defaults_are_the_shipped_configuration() -> None:
     def plain(config: Config) -> dict[str, Any]:
         return config.model_dump(mode="json")
 
-    for name in ("eurosat",):
+    for name in ("eurosat", "bigearthnet"):
         benchmark, shipped = read_downstream(ROOT / "configs" / f"{name}.yaml", {})
         assert benchmark is BENCHMARKS[name]
         assert plain(shipped) == plain(benchmark.config.model_validate({"data": {"root": f"data/{name}"}}))
@@ -150,3 +151,9 @@ def test_the_command_prints_tables_and_json(eurosat_tree: Path, short: Path) -> 
     assert all(text in done.stdout for text in ("balanced_accuracy", "seed 0", "mean", "93.08", "Retrieval", "linear"))
     told = json.loads(CliRunner().invoke(app, [*words, *more, "--json"], catch_exceptions=False).stdout)
     assert told["title"] == "Ten kinds of land, EuroSAT" and len(told["published"]) == 2
+
+
+def test_every_data_set_that_may_be_named_has_a_task_of_that_source() -> None:
+    assert set(DOWNSTREAM) == set(BENCHMARKS)
+    for name, benchmark in BENCHMARKS.items():
+        assert benchmark.config.model_validate({"data": {"root": "."}}).data.source == name
