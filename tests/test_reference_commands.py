@@ -103,3 +103,31 @@ def test_the_commands_of_system_1_run_one_after_the_other(place: Path, workspace
     measured = found["evaluate --model"]
     assert measured["tiles"] >= 1 and 0 < measured["macro_dice_with_background"] <= 1
     assert (place / "results.png").is_file() and len(found["train plot"]["pairs"]) == 1
+
+
+TASKS = {
+    "eurosat": {"trainer": {"epochs": 2, "device": "cpu", "loggers": []}},
+    "eurosat-saco": {
+        "trainer": {"epochs": 1, "device": "cpu", "loggers": []},
+        "head": {"groups": "readme", "augment": "none"},
+    },
+    "bigearthnet": {"trainer": {"epochs": 1, "device": "cpu", "loggers": []}},
+}
+
+
+def test_the_commands_of_features_run_one_after_the_other(
+    place: Path, eurosat_tree: Path, bigearthnet_tree: Path
+) -> None:
+    (place / "data").mkdir()
+    for name, tree in (("eurosat", eurosat_tree), ("bigearthnet", bigearthnet_tree)):
+        (place / "data" / name).symlink_to(tree)
+    for name, changes in TASKS.items():
+        shipped = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+        (place / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(merged(shipped, changes)))
+    section = DOCUMENT.read_text().split("## Systems 2 and 3: what a trunk's features are worth")[1]
+    block = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[0]
+    found = [run(shlex.split(line)) for line in block.splitlines()]
+    assert [each["dataset"] for each in found if "dataset" in each] == ["eurosat", "bigearthnet"]
+    assert all(list(each["seeds"]) == ["0", "1", "2"] for each in found if "seeds" in each)
+    kept = [Path(each["folder"]) for each in found if "folder" in each]
+    assert [json.loads((folder / "result.json").read_text())["samples"]["train"] for folder in kept] == [20, 20]
