@@ -22,6 +22,7 @@ from mmcd.cards import Modality
 from mmcd.errors import ConfigError, ModelError
 from mmcd.models.encoders import Encoder
 from mmcd.models.siamese import ContextSiamese
+from mmcd.models.trunk_weights import with_counters
 from mmcd.models.trunks import FeatureTrunk
 
 _WEIGHTS: dict[FeatureTrunk, WeightsEnum] = {
@@ -85,7 +86,7 @@ def fetch_imagenet(trunk: FeatureTrunk) -> dict[str, Tensor]:
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SECONDS)
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        return with_counters(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except (OSError, HTTPException, RuntimeError, UnpicklingError, EOFError) as error:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
         words = str(getattr(error, "reason", error)) or type(error).__name__

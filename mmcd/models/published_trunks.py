@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mmcd.errors import ModelError
 from mmcd.models.checkpoints import read_plain
-from mmcd.models.trunk_weights import COUNTER, first_convolution, numbered_to_torchvision, require_match, trunk_shapes
+from mmcd.models.trunk_weights import (
+    first_convolution,
+    numbered_to_torchvision,
+    require_match,
+    trunk_shapes,
+    with_counters,
+)
 from mmcd.models.trunks import FEATURE_TRUNKS, FeatureTrunk
 
 Layout = Literal["caco", "seco", "saco", "torchgeo", "torchvision"]
@@ -90,7 +95,7 @@ def read_published(path: Path, layout: Layout | None = None) -> PublishedTrunk:
     prefix, kind, found = _place(tensors, layout, path)
     inner = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     taken = {name: value for name, value in inner.items() if _TRUNKS[kind].match(name)}
-    weights = _counted(numbered_to_torchvision(taken) if kind == "numbers" else taken)
+    weights = with_counters(numbered_to_torchvision(taken) if kind == "numbers" else taken)
     trunk = _likeliest(weights)
     kernels = weights.get(first_convolution(trunk))
     bands = kernels.shape[1] if kernels is not None and kernels.ndim == 4 else 3
@@ -141,12 +146,6 @@ def _place(tensors: Mapping[str, Tensor], layout: Layout | None, path: Path) -> 
     raise ModelError(
         f"{path} does not have {wanted}: its trunk lies under {where}.", "Leave out --format to have it found out."
     )
-
-
-def _counted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights with the counters of their batch norms, 0 where a file of an old torch has none."""
-    norms = [name.removesuffix("running_mean") for name in weights if name.endswith("running_mean")]
-    return {norm + COUNTER: torch.zeros((), dtype=torch.int64) for norm in norms} | weights
 
 
 def _likeliest(weights: Mapping[str, Tensor]) -> FeatureTrunk:

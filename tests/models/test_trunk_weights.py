@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import ResNet18_Weights, resnet18
 
 from mmcd.cards import find_card, list_cards, read_card
 from mmcd.errors import ModelError, StorageError
 from mmcd.models import trunk_weights
+from mmcd.models.fusion_unet import FusionUNet
 from mmcd.models.moco import pooled_trunk
+from mmcd.models.pretrained import fetch_imagenet
 from mmcd.models.trunk_weights import (
     adapt_bands,
     load_trunk,
@@ -102,6 +104,18 @@ def test_a_damaged_or_cut_file_is_refused(kept: Path, weights: Weights, tmp_path
 def test_weights_of_a_deeper_trunk_are_counted(weights: Weights) -> None:
     with pytest.raises(ModelError, match=r"matches 120 of 216 tensors of resnet34: 96 missing"):
         require_match(weights, "resnet34", 3, "season")
+
+
+def test_a_file_of_an_old_torch_starts_a_trunk_too(body: nn.Module, tmp_path: Path, monkeypatch) -> None:
+    """Such files, torchvision's first ones among them, do not count the batches of a norm."""
+    old = {name: tensor for name, tensor in body.state_dict().items() if not name.endswith("num_batches_tracked")}
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+    cached.parent.mkdir(parents=True)
+    torch.save(old, cached)
+    model = FusionUNet(trunk="resnet18", levels=3, width=0.125, embed_dim=64)
+    model.load_trunk(fetch_imagenet("resnet18"))
+    assert torch.equal(model.encoder3[0].bn1.weight, old["layer2.0.bn1.weight"]) and not model.trunk_is_random
 
 
 @pytest.mark.parametrize("trunk", FEATURE_TRUNKS)
