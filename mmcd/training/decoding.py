@@ -113,10 +113,11 @@ class PixelTask(L.LightningModule):  # type: ignore[misc]
         self._seen = ConfusionMatrix.none(job.classes)
 
     def training_step(self, batch: Mapping[str, Tensor], number: int) -> Tensor:
-        """Return the loss of a batch; it is turned in a way that depends on seed, epoch and step alone."""
+        """Return the loss of a batch; turns and dropout depend on seed, epoch and step alone, for runs to be resumed."""
+        drawn = int(np.random.default_rng([self.seed, self.current_epoch, number]).integers(2**63 - 1))
+        torch.manual_seed(drawn)  # what dropout draws from
         if self.config.model.turns != "none":
-            drawn = np.random.default_rng([self.seed, self.current_epoch, number]).integers(2**63 - 1)
-            generator = torch.Generator().manual_seed(int(drawn))
+            generator = torch.Generator().manual_seed(drawn)
             named = [*self.job.images, "target", "valid"]
             batch = turn_samples(batch, named, generator, self.config.model.turns == "quarters")
         loss = self._loss(batch, self._logits(batch))

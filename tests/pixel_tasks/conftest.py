@@ -92,8 +92,8 @@ def gid_fetched(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("gid15")
     for number in range(5):
         part = "train" if number < 4 else "val"
-        label = np.full((40, 64), 5)
-        label[:, : 12 + 4 * number] = 13
+        label = np.full((72, 128), 5)
+        label[:, : 12 + 16 * number] = 13
         label[:4, :4] = 0
         image = np.where(label == 13, 30, 200) + np.arange(3)[:, None, None]
         write_tif(root / "GID" / "img_dir" / part / f"GF2_{number}.tif", image.astype(np.uint8))

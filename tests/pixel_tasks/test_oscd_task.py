@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmcd.data.oscd import RGB, OscdPatches, band_ranges, read_cities
 from mmcd.data.oscd_files import index_oscd
-from mmcd.errors import DataError
+from mmcd.errors import Cancelled, DataError
 from mmcd.segmentation_metrics import ConfusionMatrix
 from mmcd.training.decoding import PixelJob, PixelTask, build_model, counted, measure_groups
 from mmcd.training.downstream import RunPlace
@@ -29,7 +29,7 @@ def configured(root: Path, epochs: int = 1, **options) -> OscdConfig:
 def learned(oscd, tmp_path_factory):
     """What a few epochs on four cities give."""
     folder = tmp_path_factory.mktemp("run")
-    return run_oscd(configured(oscd, 6), 0, RunPlace(folder)), folder
+    return run_oscd(configured(oscd, 4), 0, RunPlace(folder)), folder
 
 
 def test_a_decoder_learns_what_was_built_and_is_measured_on_the_test_cities(learned):
@@ -49,7 +49,7 @@ def test_test_cities_choose_nothing(oscd, learned, tmp_path):
         Image.fromarray(255 - np.array(Image.open(path))).save(path)
         shutil.rmtree(root / city)
         shutil.copytree(root / "pisa", root / city)
-    other = run_oscd(configured(root, 6), 0, RunPlace(tmp_path / "run"))
+    other = run_oscd(configured(root, 4), 0, RunPlace(tmp_path / "run"))
     outcome, _ = learned
     assert other.details["held_out_cities"] == outcome.details["held_out_cities"] != []
     assert set(other.details["held_out_cities"]) <= {"paris", "beirut", "mumbai", "pisa"}
@@ -123,11 +123,33 @@ def test_groups_are_measured_apart_and_a_batch_may_hold_several():
 
 def test_fine_tuning_with_the_form_of_saco_moves_the_trunk(oscd, tmp_path):
     whole = {"epochs": 1, "batch_size": 18, "device": "cpu"}  # one step
-    config = configured(oscd, start={"frozen": False}, model={"decoder": "double_conv"}, loss="dice", trainer=whole)
+    config = configured(
+        oscd,
+        start={"frozen": False},
+        model={"decoder": "double_conv"},
+        loss="dice",
+        trainer=whole,
+        data={"held_out": 0},
+    )
     outcome = run_oscd(config, 0, RunPlace(tmp_path))
     begun = build_model(config, RGB, 2, 0).state_dict()
     assert not torch.equal(outcome.weights["trunk.body.0.weight"], begun["trunk.body.0.weight"])
     assert "decoder.0.double_conv.0.weight" in outcome.weights
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(oscd, tmp_path):
+    config = configured(oscd, trainer={"epochs": 2, "batch_size": 24, "device": "cpu"}, model={}, data={"held_out": 0})
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done == 2:
+            raise Cancelled("Stopped.")
+
+    whole = run_oscd(config, 3, RunPlace(tmp_path / "whole"))
+    with pytest.raises(Cancelled):
+        run_oscd(config, 3, RunPlace(tmp_path / "cut", progress=stop))
+    resumed = run_oscd(config, 3, RunPlace(tmp_path / "cut", resume=True))
+    for name, value in whole.weights.items():
+        assert torch.equal(value, resumed.weights[name]), name
 
 
 def test_a_tree_without_test_cities_is_refused_before_anything_is_learned(oscd, tmp_path):
