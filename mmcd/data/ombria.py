@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from mmcd.cards import Branch
-from mmcd.data.base import Sample, to_sample
 from mmcd.errors import DataError
 from mmcd.geo.sensors import PairStretch, SceneStretch
+
+if TYPE_CHECKING:
+    from mmcd.data.base import Sample
 
 MAIN = "main"
 _MAIN_FOLDERS = ("train", "test")
@@ -202,7 +205,9 @@ class Ombria:
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> "Sample":
+        from mmcd.data.base import to_sample  # torch, which whoever only pairs files does without
+
         arrays = self._arrays[index]
         stretch = self._stretches.get(self.tiles[index].group, _DISPLAY)
         valid = np.ones(arrays.changed.shape, dtype=np.bool_)
