@@ -11,7 +11,7 @@ Tiles are paired by their number. Layers that were not downloaded (Sentinel-1 be
 import csv
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,6 +164,29 @@ def read_tile(tile: OmbriaTile) -> TileArrays:
         sizes = ", ".join(str(array.shape[1:]) for array in (pre, post, mask))
         raise DataError(f"The layers of tile {tile.id} differ in size: {sizes}.", "Restore the published files.")
     return TileArrays(pre, post, mask[0] > (0 if mask.max() <= 1 else 127))
+
+
+def read_dates(tiles: Sequence[OmbriaTile]) -> Iterator[NDArray[np.uint8]]:
+    """Read Sentinel-2 before and after the event, tile by tile.
+
+    Yields:
+        Bands of `BANDS_PRE` of both dates, shape (2, 3, H, W).
+
+    Raises:
+        DataError: The image after is missing, a file is damaged, or the dates differ in size.
+    """
+    folders = {tile.pre.parent: _by_number(tile.pre.parent.parent / "AFTER") for tile in tiles}
+    for tile in tiles:
+        after = folders[tile.pre.parent].get(tile.id.rsplit("/", 1)[-1])
+        if after is None:
+            raise DataError(
+                f"Tile {tile.id} has no Sentinel-2 image after the event in {tile.pre.parent.parent / 'AFTER'}.",
+                "Restore the published files: pretraining compares both dates.",
+            )
+        dates = _read(tile.pre, 3), _read(after, 3)
+        if dates[0].shape != dates[1].shape:
+            raise DataError(f"The two dates of tile {tile.id} differ in size.", "Restore the published files.")
+        yield np.stack(dates)
 
 
 class Ombria:

@@ -248,4 +248,4 @@ def reflectance(images: Tensor) -> Tensor:
         The same shape, float32.
     """
     scale = SCALES["uint8"] if images.dtype == torch.uint8 else SCALES["uint16"]
-    return (images.float() / scale).clamp(0, 1)
+    return images.to(torch.float32, copy=True).div_(scale).clamp_(0, 1)

@@ -7,7 +7,7 @@ Source: reference systems 2 (SACo) and 3 (SeCo, CACo), after the descriptions in
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +23,7 @@ from mmcd.data.seasonal_files import RGB
 from mmcd.errors import ConfigError, DataError
 from mmcd.models.moco import Method
 
-QUANTILES = {"B2": (3, 88), "B3": (2, 103), "B4": (0, 129)}
+QUANTILES: dict[str, tuple[float, float]] = {"B2": (3, 88), "B3": (2, 103), "B4": (0, 129)}
 """Percentiles 2 and 98 of reflectance times 255 that SeCo and CACo stretch each band by."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -48,6 +48,8 @@ class SeasonViewConfig(Config):
         blur: Probability of a Gaussian blur.
         sigma: Least and greatest standard deviation of the blur, pixels.
         flip: Probability that an image is mirrored.
+        order: Whether colours change before the crop, as in the reference, or after it, which on small crops of large
+            images costs a fraction.
     """
 
     crop: int = Field(default=224, ge=16)
@@ -61,6 +63,7 @@ class SeasonViewConfig(Config):
     blur: float = Field(default=0.5, ge=0, le=1)
     sigma: tuple[float, float] = (0.1, 2.0)
     flip: float = Field(default=0.5, ge=0, le=1)
+    order: Literal["colours_first", "crop_first"] = "colours_first"
 
 
 class BandViewConfig(Config):
@@ -98,12 +101,15 @@ class Views:
     keys: tuple[Tensor, ...]
 
 
-def quantile_normalised(images: Tensor, bands: Sequence[str] = RGB) -> Tensor:
-    """Return stored images stretched by the quantiles of SeCo and CACo.
+def quantile_normalised(
+    images: Tensor, bands: Sequence[str] = RGB, quantiles: Mapping[str, tuple[float, float]] = QUANTILES
+) -> Tensor:
+    """Return stored images stretched by the quantiles of SeCo and CACo, or by others.
 
     Args:
         images: As stored, see `mmcd.data.seasonal.reflectance`, shape (..., C, H, W).
         bands: Names of the bands.
+        quantiles: Reflectance times 255 that becomes 0 and 1, by band.
 
     Returns:
         Values in [0, 1], of the same shape, float32.
@@ -111,15 +117,15 @@ def quantile_normalised(images: Tensor, bands: Sequence[str] = RGB) -> Tensor:
     Raises:
         DataError: A band has no quantiles.
     """
-    if len(bands) != images.shape[-3] or any(band not in QUANTILES for band in bands):
+    if len(bands) != images.shape[-3] or any(band not in quantiles for band in bands):
         raise DataError(
             f"Images of {images.shape[-3]} bands, {', '.join(bands)}, cannot be stretched: there are quantiles for "
-            f"{', '.join(QUANTILES)} only.",
+            f"{', '.join(quantiles)} only.",
             "Index the series with bands B4, B3, B2, or train saco, which takes all bands.",
         )
-    limits = torch.tensor([QUANTILES[band] for band in bands], device=images.device).float() / 255
+    limits = torch.tensor([quantiles[band] for band in bands], device=images.device).float() / 255
     low, high = limits[:, 0, None, None], limits[:, 1, None, None]
-    return ((reflectance(images) - low) / (high - low)).clamp(0, 1)
+    return reflectance(images).sub_(low).div_(high - low).clamp_(0, 1)
 
 
 def season_views(
@@ -128,6 +134,7 @@ def season_views(
     generator: torch.Generator,
     config: SeasonViewConfig | None = None,
     bands: Sequence[str] = RGB,
+    quantiles: Mapping[str, tuple[float, float]] = QUANTILES,
 ) -> Views:
     """Return the views of MoCo, MoCo+TP, SeCo, TeCo or CACo.
 
@@ -138,6 +145,7 @@ def season_views(
         generator: Source of all randomness, on the CPU.
         config: Strengths; those of the reference if left out.
         bands: Names of the bands in order.
+        quantiles: As in `quantile_normalised`.
 
     Raises:
         ConfigError: The method makes its views otherwise.
@@ -147,13 +155,15 @@ def season_views(
     if method in ("saco", "saco_plus"):
         raise ConfigError(f"{method} sees all bands.", "Make its views with band_views.")
     _check_times(images, method)
-    times = quantile_normalised(images, bands).unbind(dim=1)
+    times = quantile_normalised(images[:, : DRAWS[method].count], bands, quantiles).unbind(dim=1)
 
     def plain(time: int) -> Tensor:
-        return _cropped(times[time], config, generator)
+        return _normalised(_cropped(times[time], config, generator))
 
     def varied(time: int) -> Tensor:
-        return _cropped(_augmented(times[time], config, generator), config, generator)
+        if config.order == "crop_first":
+            return _normalised(_augmented(_cropped(times[time], config, generator), config, generator))
+        return _normalised(_cropped(_augmented(times[time].clone(), config, generator), config, generator))
 
     if method == "moco":
         return Views(varied(0), (varied(0),))
@@ -196,23 +206,31 @@ def _check_times(images: Tensor, method: Method) -> None:
 
 
 def _cropped(images: Tensor, config: SeasonViewConfig, generator: torch.Generator) -> Tensor:
-    """Return random crops, resized and normalised by ImageNet's statistics."""
+    """Return random crops, resized."""
     boxes = ops.crop_boxes(len(images), _shape(images), (config.smallest, 1.0), _RATIO, generator)
-    view = ops.resized_crop(images, boxes, config.crop)
-    normalised: Tensor = TF.normalize(view, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    return ops.resized_crop(images, boxes, config.crop)
+
+
+def _normalised(images: Tensor) -> Tensor:
+    """Normalise images of three bands by ImageNet's statistics, in place."""
+    normalised: Tensor = TF.normalize(images, list(IMAGENET_MEAN), list(IMAGENET_STD), inplace=True)
     return normalised
 
 
 def _augmented(images: Tensor, config: SeasonViewConfig, generator: torch.Generator) -> Tensor:
-    """Change colours, take them away, blur and mirror, each by chance and image by image."""
+    """Change colours, take them away, blur and mirror, each by chance and image by image, in place."""
     count = len(images)
     images = _coloured(images, config, generator)
-    images = ops.grayscale(images, _chosen(count, config.grey, generator))
+    images = _where(images, _chosen(count, config.grey, generator), _without_colour)
     low, high = config.sigma
     sigmas = low + (high - low) * torch.rand(count, generator=generator)
     blurred = _chosen(count, config.blur, generator)
     images = _where(images, blurred, lambda part, at: ops.gaussian_blur(part, sigmas[at], math.ceil(_REACH * high)))
     return _where(images, _chosen(count, config.flip, generator), lambda part, _: part.flip(-1))
+
+
+def _without_colour(images: Tensor, _: Tensor) -> Tensor:
+    return ops.grayscale(images, torch.ones(len(images), dtype=torch.bool))
 
 
 def _coloured(images: Tensor, config: SeasonViewConfig, generator: torch.Generator) -> Tensor:
@@ -242,7 +260,7 @@ def _varied_bands(images: Tensor, config: BandViewConfig, generator: torch.Gener
     contrast_first = _chosen(count, 0.5, generator)
     angles = 2 * math.pi * torch.rand(count, generator=generator)
     factors = 1 + config.jitter * (2 * torch.rand(2, count, bands, generator=generator) - 1)
-    images = _where(images, turned, lambda part, at: ops.rotate(part, angles[at]))
+    images = _where(images.clone(), turned, lambda part, at: ops.rotate(part, angles[at]))
     images = _middle(images, turned | cut, config, mirrored)
     for first in (contrast_first, ~contrast_first):
         images = _where(images, coloured & first, lambda part, at: ops.adjust_band_contrast(part, factors[0, at]))
@@ -262,12 +280,12 @@ def _chosen(count: int, chance: float, generator: torch.Generator) -> Tensor:
 
 
 def _where(images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return images of which the chosen ones, and only they, went through a change, which is told their places."""
+    """Let the chosen images, and only them, go through a change, which is told their places; in place."""
     places = chosen.nonzero().squeeze(1)
     if not len(places):
         return images
     there = places.to(images.device)
-    return images.index_copy(0, there, change(images[there], places))
+    return images.index_copy_(0, there, change(images[there], places))
 
 
 def _shape(images: Tensor) -> tuple[int, int]:

@@ -107,8 +107,18 @@ def _train_downstream(request: TrainRequest, progress: Progress) -> "TrainedRun"
     return run_downstream(benchmark, config, request.resume, progress)
 
 
+def _train_pretraining(request: TrainRequest, progress: Progress) -> "TrainedRun":
+    from mmcd.training.pretrain_config import PretrainTraining
+    from mmcd.training.pretrainer import run_pretraining
+
+    if request.from_scratch:
+        raise ConfigError(f"{request.config} begins with random weights anyway.", "Leave out --from-scratch.")
+    return run_pretraining(PretrainTraining.from_yaml(request.config, request.overrides), request.resume, progress)
+
+
 TASKS: dict[str, Callable[[TrainRequest, Progress], "TrainedRun"]] = {
     "patches": _train_patches,
+    "pretrain": _train_pretraining,
     "downstream": _train_downstream,
 }
 """What a configuration's ``task`` may say, and what trains it; without one, change is trained as a mask."""
