@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mmcd.commands.terminal import DeviceOption, JsonFlag, PrecisionOption, ProgressBar, print_json, report
+from mmcd.commands.terminal import DeviceOption, JsonFlag, PrecisionOption, ProgressBar, print_json, report, warn
 
 train_app = typer.Typer(help="Train models.", no_args_is_help=True)
 
@@ -67,7 +67,8 @@ def train_plot(
     )
     with ProgressBar() as progress:
         result = plot_predictions(request, progress)
+    warn([f"left out: {line}" for line in result.warnings])
     if json_output:
         print_json(result.to_dict())
     else:
-        report(f"Drew {len(result.pairs)} pairs", result.to_dict())
+        report(f"Drew {len(result.pairs)} pairs", result.summary())

@@ -26,14 +26,15 @@ class LevirPairs:
         parts: Parts of it; all if left out.
         size: Height and width that everything is resized to, images with antialiasing; None keeps what is on disk.
             Reference system 1 uses 512.
-        label_resize: ``nearest``; or ``bilinear``, which reproduces reference system 1: there only pixels count as
-            changed that are exactly 255 after a bilinear resize, so changed areas lose their rim.
+        label_resize: ``nearest``; or ``bilinear``, which counts as reference system 1 does: only pixels are changed
+            that are exactly 255 after a bilinear resize, so changed areas lose their rim. Its loss saw the grey rim.
 
     Attributes:
         pairs: The pairs, in order.
         ids: Name of each pair.
         groups: Scene of each pair.
         sizes: Height and width of the pairs on disk.
+        unpaired: A line for every file without a partner.
         rows: Indices of the pairs of each part, in order; of all of them under None where no part was chosen.
 
     Raises:
@@ -60,13 +61,13 @@ class LevirPairs:
         self.ids = [pair.id for pair in self.pairs]
         self.groups = [pair.group for pair in self.pairs]
         self.size, self.label_resize = size, label_resize
-        self._unpaired = tuple(line for index in found.values() for line in index.warnings)
+        self.unpaired = tuple(line for index in found.values() for line in index.warnings)
         self.sizes = {size_of(pair) for pair in self.pairs}
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is not as it should be and can be worked with: missing partners, grey labels, several sizes."""
-        return (*self._unpaired, *self._seen[1], *self._several_sizes())
+        return (*self.unpaired, *self._seen[1], *self._several_sizes())
 
     def refuse_faults(self) -> None:
         """Refuse pairs that are not as they should be, where they would be trained on or measured.
@@ -74,10 +75,10 @@ class LevirPairs:
         Raises:
             DataError: A file has no partner, or a label is grey.
         """
-        if self._unpaired:
-            more = f" and {len(self._unpaired) - 1:,} more" if len(self._unpaired) > 1 else ""
+        if self.unpaired:
+            more = f" and {len(self.unpaired) - 1:,} more" if len(self.unpaired) > 1 else ""
             raise DataError(
-                f"Files have no partner of the same name: {self._unpaired[0]}{more}.",
+                f"Files have no partner of the same name: {self.unpaired[0]}{more}.",
                 "Files of one pair have one name in A, B and label: name them alike, or take them out.",
             )
         if self._seen[1]:

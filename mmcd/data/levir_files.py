@@ -138,7 +138,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _natural(stem: str) -> list[tuple[int, str]]:
     """Return a key that puts train_2 before train_10."""
-    return [(int(word), "") if word.isdigit() else (0, word) for word in re.split(r"(\d+)", stem)]
+    return [(int(word), "") if word.isdecimal() else (0, word) for word in re.split(r"(\d+)", stem)]
 
 
 def read_label(path: Path) -> tuple[NDArray[np.uint8], tuple[int, ...]]:

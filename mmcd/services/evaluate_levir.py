@@ -58,13 +58,16 @@ def evaluate_levir(request: EvaluateRequest, progress: Progress = silent) -> dic
 
 
 def macro_dice(counts: ScoreCounts, threshold: float) -> float:
-    """Return the mean of the F1 of change and that of background at a probability threshold; 0 for an empty class."""
+    """Return the mean of the F1 of change and that of background at a probability threshold.
+
+    As in training and in the reference, a class that neither labels nor maps hold is left out; NaN without a pixel.
+    """
     index = threshold_value(threshold) - 1
     hit, false = (float(curve[index]) for curve in counts.at_least())
     changed, unchanged = float(counts.changed[1:].sum()), float(counts.unchanged[1:].sum())
     wrong = false + changed - hit
-    dice = [2 * right / (2 * right + wrong) if right else 0.0 for right in (hit, unchanged - false)]
-    return sum(dice) / 2
+    dice = [2 * right / (2 * right + wrong) for right in (hit, unchanged - false) if right or wrong]
+    return sum(dice) / len(dice) if dice else float("nan")
 
 
 def _difference(sample: Sample) -> NDArray[np.uint8]:

@@ -64,7 +64,10 @@ def open_model(
 
     Raises:
         ModelError: The model is missing, damaged, or not made for two images of red, green and blue.
+        UsageError: A checkpoint is to run in another engine than torch.
     """
+    if model.endswith(CHECKPOINTS) and backend not in ("auto", "torch"):
+        raise UsageError(f"{model} is a checkpoint, which runs in torch only.", "Leave --backend out.")
     if model.endswith(CHECKPOINTS):
         return _of_checkpoint(Path(model), device, precision)
     path, card = find_card(model)
@@ -158,7 +161,7 @@ def open_pairs(root: Path, part: Part | None, size: int | None) -> LevirPairs:
     """Open a part of a data set that is to be measured or shown.
 
     Raises:
-        DataError: It is not there, a file has no partner, or a pair differs in size.
+        DataError: It is not there, or the images of a pair differ in size.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder.", "Give the folder of the data set with --root.")

@@ -58,15 +58,22 @@ class PlotResult:
         path: The picture.
         pairs: Names of the pairs in it, from top to bottom.
         threshold: Probability above which a pixel is drawn as changed.
+        warnings: Files without a partner, which were left out.
     """
 
     path: Path
     pairs: tuple[str, ...]
     threshold: float
+    warnings: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the few lines a person wants to see."""
+        return {"path": self.path, "pairs": ", ".join(self.pairs), "threshold": self.threshold}
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {"path": str(self.path), "pairs": list(self.pairs), "threshold": self.threshold}
+        listed = {"pairs": list(self.pairs), "warnings": list(self.warnings)}
+        return {"path": str(self.path), "threshold": self.threshold, **listed}
 
 
 def plot_predictions(request: PlotRequest, progress: Progress = silent) -> PlotResult:
@@ -93,7 +100,7 @@ def plot_predictions(request: PlotRequest, progress: Progress = silent) -> PlotR
     write_figure(
         request.out, (4 * _INCHES, len(rows) * _INCHES), lambda figure: _draw(figure, rows, tuple(names), titles)
     )
-    return PlotResult(request.out, tuple(names), threshold)
+    return PlotResult(request.out, tuple(names), threshold, pairs.unpaired)
 
 
 def _colours(sample: Sample, image: Literal["pre", "post"]) -> NDArray[np.float32]:

@@ -72,7 +72,10 @@ class ChangeMetrics(torch.nn.Module):
             self.by_class.update(logits.argmax(dim=1)[valid], known)
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics in [0, 1] of everything counted; 0 where a class is neither there nor found."""
+        """Return the metrics in [0, 1] of everything counted; 0 where a class is neither there nor found.
+
+        Means over classes leave such a class out.
+        """
         values = {**self.change.compute(), "macro_dice_with_background": self.background.compute()}
         if len(self.by_class):
             values |= self.by_class.compute()

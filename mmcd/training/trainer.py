@@ -26,7 +26,16 @@ from mmcd.training.config import ChangeTraining
 from mmcd.training.feature_cache import cache_features
 from mmcd.training.panels import Panels, keep_artifacts
 from mmcd.training.release import write_card_of
-from mmcd.training.runs import LAST, Report, Stop, fit, make_loggers, quiet_lightning, run_folder
+from mmcd.training.runs import (
+    LAST,
+    Report,
+    Stop,
+    fit,
+    make_loggers,
+    quiet_lightning,
+    refuse_other_settings,
+    run_folder,
+)
 from mmcd.training.splits import Split, open_split
 from mmcd.training.steps import StepBatches
 from mmcd.training.tasks import VALIDATED, ChangeTask, graded, logit_of, overlapping
@@ -39,6 +48,9 @@ CLASS_MONITOR = "val/miou"
 
 LOSS_MONITOR = "val/loss"
 """What chooses the best weights of a run that is validated by its loss, and stops one early: the lowest."""
+
+_FREE = ("trainer", "export", "data.root", "data.workers")
+"""What may change when a run is resumed."""
 
 MARGIN = 128
 """Pixels of mirrored context around a tile: the halo that inference gives every block."""
@@ -70,10 +82,13 @@ def run_training(config: ChangeTraining, resume: bool = False, progress: Progres
         progress: Called after every step.
 
     Raises:
-        ConfigError: The run exists and is not resumed, or is resumed and does not exist; weights cannot be fetched.
+        ConfigError: The run exists and is not resumed, or is resumed and does not exist or was begun otherwise; weights
+            cannot be fetched.
         ModelError: The trunk is frozen and random.
         Cancelled: ``progress`` asked to stop; the run can be resumed.
     """
+    if resume:
+        refuse_other_settings(config.name, config.model_dump(mode="json"), _FREE)
     folder = run_folder(config.name, config.to_yaml(), resume)
     L.seed_everything(config.seed, workers=True, verbose=False)
     split = open_split(config, progress)

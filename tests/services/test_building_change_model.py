@@ -1,6 +1,7 @@
 """Evaluating and drawing models of two optical images on pairs in LEVIR-CD's layout."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -122,6 +123,16 @@ def test_macro_dice_is_the_mean_of_both_classes() -> None:
     assert macro_dice(ScoreCounts.of(score, changed), 0.5) == pytest.approx((f1_change + f1_background) / 2)
 
 
+@pytest.mark.parametrize(("stored", "label"), [(10, False), (250, True), (250, False), (10, True)])
+def test_macro_dice_of_a_class_that_is_nowhere_is_that_of_training(stored: int, label: bool) -> None:
+    score, changed = np.full((1, 6), stored, np.uint8), np.full((1, 6), label)
+    metrics = ChangeMetrics()
+    logit, target = torch.full((1, 1, 1, 6), 1.0 if stored > 127 else -1.0), torch.full((1, 1, 6), int(label))
+    metrics.update(logit, target, torch.ones_like(target, dtype=torch.bool))
+    expected = metrics.compute()["macro_dice_with_background"]
+    assert macro_dice(ScoreCounts.of(score, changed), 0.5) == expected == float(label == (stored > 127))
+
+
 @pytest.mark.parametrize(
     ("options", "said"), [({"split": "holdout"}, "train, val and test"), ({"event": "x"}, "no events")]
 )
@@ -191,6 +202,11 @@ def test_a_checkpoint_of_the_reference_is_opened_by_its_conventions(checkpoint: 
     np.testing.assert_allclose(decode_score(score_sample(sample, model)), expected.numpy(), atol=0.5 / 254 + 1e-4)
 
 
+def test_a_checkpoint_runs_in_torch_only(checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="runs in torch only"):
+        open_model(str(checkpoint), backend="onnx")
+
+
 def test_a_checkpoint_of_another_form_is_told_in_one_line(tmp_path: Path, pairs: Path) -> None:
     path = tmp_path / "best_model.pth"
     torch.save({"conv.weight": torch.zeros(3)}, path)
@@ -217,6 +233,14 @@ def test_four_columns_of_the_first_pairs_only(card: Path, pairs: Path, tmp_path:
     picture = np.asarray(Image.open(out).convert("RGB"))
     assert picture.shape[1] == 2 * picture.shape[0] == 1200
     assert {tuple(colour) for colour in np.unique(picture.reshape(-1, 3), axis=0)} > {(0, 0, 0), (255, 255, 255)}
+
+
+def test_files_that_the_picture_leaves_out_are_told(card: Path, pairs: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(pairs, tmp_path / "copy"))
+    first = LevirPairs(root).pairs[0]
+    first.label.unlink()
+    result = plot_predictions(PlotRequest(model=str(card), root=root, samples=1, out=tmp_path / "r.png", device="cpu"))
+    assert result.to_dict()["warnings"] == [f"{first.id}: no label"] and first.id not in result.pairs
 
 
 @pytest.mark.parametrize("both", [True, False])

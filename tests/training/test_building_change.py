@@ -240,6 +240,14 @@ def test_a_run_says_nothing_that_its_user_cannot_act_on(pairs: Path, workspace: 
     assert hints == [] and [str(told.message) for told in recwarn if "lightning" in told.filename] == []
 
 
+def test_a_run_is_resumed_with_its_own_settings_only(trained: TrainResult, pairs: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MMCD_WORKSPACE", str(trained.folder.parents[1]))
+    with pytest.raises(ConfigError, match=r"begun with loss\.alpha 0\.7, which is now 0\.5"):
+        train(request_of(pairs, resume=True, **{"loss.alpha": 0.5}))
+    kept = ChangeTraining.from_yaml(trained.folder / "config.yaml")
+    assert kept.loss.alpha == 0.7
+
+
 # --- early stopping ---
 
 
