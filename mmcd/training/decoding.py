@@ -113,7 +113,7 @@ class PixelTask(L.LightningModule):  # type: ignore[misc]
         self._seen = ConfusionMatrix.none(job.classes)
 
     def training_step(self, batch: Mapping[str, Tensor], number: int) -> Tensor:
-        """Return the loss of a batch; turns and dropout depend on seed, epoch and step alone, for runs to be resumed."""
+        """Return the loss of a batch; what is random depends on seed, epoch and step alone, so runs can be resumed."""
         drawn = int(np.random.default_rng([self.seed, self.current_epoch, number]).integers(2**63 - 1))
         torch.manual_seed(drawn)  # what dropout draws from
         if self.config.model.turns != "none":

@@ -1,9 +1,12 @@
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from mmcd.cli import app
@@ -24,6 +27,7 @@ from mmcd.training.land_cover_task import (
 )
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+DOCUMENT = CONFIGS.parent / "docs" / "reference-systems.md"
 QUICK = {"epochs": 5, "batch_size": 2, "device": "cpu", "loggers": []}
 
 
@@ -109,21 +113,38 @@ def test_the_files_are_the_defaults_of_each_task(name):
     assert config == benchmark.config.model_validate({"data": {"source": name, "root": config.data.root}})
 
 
-def test_commands_measure_two_seeds_and_keep_what_one_learned(oscd, tmp_path, monkeypatch):
+SHORT = {
+    "oscd": {"side": 32, "held_out": 1},
+    "pastis": {"bands": ["red", "green", "blue"]},
+    "gid": {"side": 32},
+}
+"""What makes a task small enough, beside one epoch of one batch."""
+
+
+def test_the_documented_commands_run_one_after_the_other(oscd, pastis, gid_fetched, tmp_path, monkeypatch):
     monkeypatch.setenv("MMCD_WORKSPACE", str(tmp_path / "workspace"))
-    path = tmp_path / "oscd.yaml"
-    text = (CONFIGS / "oscd.yaml").read_text().replace("side: 96", "side: 32").replace("held_out: 3", "held_out: 1")
-    path.write_text(text.replace("epochs: 100", "loggers: [], epochs: 1").replace("device: auto", "device: cpu"))
-
-    def asked(*words: str) -> dict:
-        done = CliRunner().invoke(app, [*words, "--config", str(path), "--json"], catch_exceptions=False)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data", "configs"):
+        (tmp_path / folder).mkdir()
+    for name, tree in (("oscd", oscd), ("PASTIS", pastis), ("gid-15", gid_fetched)):
+        (tmp_path / "data" / name).symlink_to(tree)
+    for name, smaller in SHORT.items():
+        values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        values["data"] |= smaller
+        values["trainer"] |= {"epochs": 1, "batch_size": 32, "device": "cpu", "loggers": []}
+        (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    section = DOCUMENT.read_text().split("by OSCD, PASTIS and GID")[1]
+    found = []
+    for line in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[0].splitlines():
+        done = CliRunner().invoke(app, [*shlex.split(line)[1:], "--json"], catch_exceptions=False)
         assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
-
-    told = asked("evaluate", "--dataset", "oscd", "--model", "random", "--root", str(oscd), "--seeds", "2")
-    assert set(told["seeds"]) == {"0", "1"} and set(told["mean"]) == {"precision", "recall", "f1", "iou", "accuracy"}
+        found.append(json.loads(done.stdout))
+    told, *runs = found
+    assert set(told["seeds"]) == {"0", "1", "2"}
+    assert set(told["mean"]) == set(told["sd"]) == {"precision", "recall", "f1", "iou", "accuracy"}
     published = told["published"][0]
     assert published["rows"]["CACo"]["oscd_f1"] == 50.29 and "test cities" in published["remarks"][0]
-    run = asked("train", "start", "--set", f"data.root={oscd}")
-    kept = json.loads((Path(run["folder"]) / "result.json").read_text())
-    assert Path(run["weights"]).is_file() and kept["figures"]["f1"] == pytest.approx(told["seeds"]["0"]["f1"])
+    kept = [json.loads((Path(run["folder"]) / "result.json").read_text()) for run in runs]
+    assert kept[0]["figures"]["f1"] == pytest.approx(told["seeds"]["0"]["f1"])
+    assert "+0.2" in kept[1]["unit"] and kept[2]["samples"] == {"train": 36, "held out": 12, "val": 12}
+    assert all(Path(run["weights"]).is_file() for run in runs)
