@@ -151,7 +151,12 @@ def data_tiles(
 
 @data_app.command("download")
 def data_download(
-    name: Annotated[str, typer.Argument(help="bright (flat, whole), dfc25 (the contest's folders) or levir-cd.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="bright (flat, whole), dfc25 (the contest's folders), levir-cd, eurosat (13 bands) or eurosat-rgb."
+        ),
+    ],
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],
     event: Annotated[
         list[str] | None, typer.Option(help="Only this event, as in the ids; may be repeated. All if left out.")
@@ -160,12 +165,18 @@ def data_download(
     json_output: JsonFlag = False,
 ) -> None:
     """Fetch a data set out of its published archives; BRIGHT file by file, or single events of it."""
+    from mmcd.services import download_eurosat as eurosat
     from mmcd.services import download_levir as levir
     from mmcd.services.download import LICENCE, DownloadRequest, download
 
-    if name == levir.NAME:
-        if event:
-            raise UsageError("LEVIR-CD has no events.", "Leave --event out.")
+    if event and name in (levir.NAME, *eurosat.NAMES):
+        raise UsageError(f"{name} has no events.", "Leave --event out.")
+    if name in eurosat.NAMES:
+        asked = eurosat.EuroSatDownloadRequest.checked(name=name, root=root, address=address)
+        messages.print(eurosat.LICENCE, soft_wrap=True, highlight=False)
+        with ProgressBar() as progress:
+            result = eurosat.download_eurosat(asked, progress)
+    elif name == levir.NAME:
         wanted = levir.LevirDownloadRequest.checked(root=root, address=address)
         messages.print(levir.LICENCE, soft_wrap=True, highlight=False)
         with ProgressBar() as progress:

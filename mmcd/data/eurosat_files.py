@@ -52,10 +52,12 @@ SPLIT_SEED = 42
 """Of reference system 2, which draws a fifth of each class for the test and three tenths of the rest to validate."""
 
 _SUFFIXES: dict[Form, tuple[str, ...]] = {"rgb": (".jpg", ".jpeg", ".png"), "ms": (".tif", ".tiff")}
-_FOLDERS: dict[Form, tuple[str, ...]] = {
+FOLDERS: dict[Form, tuple[str, ...]] = {
     "rgb": ("EuroSAT_RGB", "2750", "."),
     "ms": ("ds/images/remote_sensing/otherDatasets/sentinel_2/tif", "EuroSAT_MS", "EuroSATallBands", "tif", "."),
 }
+"""Where the folders of the classes may lie; the first one is where the published archive has them."""
+
 _LISTS: dict[Form, tuple[str, ...]] = {
     "rgb": ("{}.txt", "eurosat-{}.txt"),  # both may lie in one folder, and each form has its own
     "ms": ("eurosat-{}.txt", "{}.txt"),
@@ -127,15 +129,16 @@ def _home(root: Path, form: Form | None) -> tuple[Form, Path]:
     """Return the folder above the classes, and what lies there."""
     forms: tuple[Form, ...] = ("rgb", "ms") if form is None else (form,)
     for kind in forms:
-        for name in _FOLDERS[kind]:
+        for name in FOLDERS[kind]:
             folders = [root / name / each for each in CLASSES]
-            if any(folder.is_dir() and _files(folder, kind) for folder in folders):
+            if any(folder.is_dir() and files_of(folder, kind) for folder in folders):
                 return kind, root / name
-    wanted = " or ".join(f"{_FOLDERS[kind][0]}/AnnualCrop/*{_SUFFIXES[kind][0]}" for kind in forms)
+    wanted = " or ".join(f"{FOLDERS[kind][0]}/AnnualCrop/*{_SUFFIXES[kind][0]}" for kind in forms)
     raise DataError(f"{root} holds no EuroSAT: no {wanted}.", "Give the folder above; see mmcd data download eurosat.")
 
 
-def _files(folder: Path, form: Form) -> list[Path]:
+def files_of(folder: Path, form: Form) -> list[Path]:
+    """Return the images of one class by name."""
     found = folder.glob("*")
     return sorted(path for path in found if path.suffix.lower() in _SUFFIXES[form] and not path.name.startswith("."))
 
@@ -144,7 +147,7 @@ def _images(home: Path, form: Form) -> dict[str, tuple[Path, int]]:
     """Return file and class of every image by its stem."""
     images: dict[str, tuple[Path, int]] = {}
     for label, name in enumerate(CLASSES):
-        files = _files(home / name, form)
+        files = files_of(home / name, form)
         if not files:
             raise DataError(f"{home / name} holds no images.", "Unpack EuroSAT again: it has ten classes.")
         for path in files:
