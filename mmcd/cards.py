@@ -216,7 +216,7 @@ def read_card_as(kind: type[AnyCard], path: Path) -> AnyCard:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"The card {path} is not TOML: {error}.", "Fetch the weights again.") from error
     if _TRUNK in values and _TRUNK not in kind.model_fields:
-        raise ModelError(f"{path} is a pretrained trunk, not a model.", "Start a training from it: --set model.init=.")
+        raise ModelError(f"{path} is a pretrained trunk, not a model.", f"Train from it: --set model.init={path}.")
     if _MODEL in values and _MODEL not in kind.model_fields:
         raise ModelError(f"{path} is a whole model, not a pretrained trunk.", "See `mmcd weights list` for trunks.")
     try:

@@ -97,8 +97,8 @@ def save_trunk(weights: Mapping[str, Tensor], card: TrunkCard, path: Path, store
         card: The card; its ``weights`` and ``sha256`` are set here.
         path: The file of weights; ``.safetensors`` is added where it has no such ending.
         stored: How convolutions and linear maps are kept; the rest is single precision. A ResNet-18 takes 45 MB in
-            ``float32``, 22 MB in ``float16`` and 11 MB in ``int8`` with a scale for each output channel; of an untrained
-            one, features of those differ by 0.1 and 4 per cent.
+            ``float32``, 22 MB in ``float16`` and 11 MB in ``int8`` with a scale for each output channel; the features
+            of an untrained one differ by 0.1 and 4 per cent then.
 
     Raises:
         ModelError: The weights are not those of the card's trunk.
