@@ -154,7 +154,8 @@ def data_download(
     name: Annotated[
         str,
         typer.Argument(
-            help="bright (flat, whole), dfc25 (the contest's folders), levir-cd, eurosat (13 bands) or eurosat-rgb."
+            help="bright (flat, whole), dfc25 (the contest's folders), levir-cd, eurosat (13 bands), eurosat-rgb, "
+            "oscd, pastis or gid-15."
         ),
     ],
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],
@@ -167,15 +168,21 @@ def data_download(
     """Fetch a data set out of its published archives; BRIGHT file by file, or single events of it."""
     from mmcd.services import download_eurosat as eurosat
     from mmcd.services import download_levir as levir
+    from mmcd.services import download_pixels as pixels
     from mmcd.services.download import LICENCE, DownloadRequest, download
 
-    if event and name in (levir.NAME, *eurosat.NAMES):
+    if event and name in (levir.NAME, *eurosat.NAMES, *pixels.NAMES):
         raise UsageError(f"{name} has no events.", "Leave --event out.")
     if name in eurosat.NAMES:
         asked = eurosat.EuroSatDownloadRequest.checked(name=name, root=root, address=address)
         messages.print(eurosat.LICENCE, soft_wrap=True, highlight=False)
         with ProgressBar() as progress:
             result = eurosat.download_eurosat(asked, progress)
+    elif name in pixels.NAMES:
+        tree = pixels.PixelsDownloadRequest.checked(name=name, root=root, address=address)
+        messages.print(pixels.LICENCES[name], soft_wrap=True, highlight=False)
+        with ProgressBar() as progress:
+            result = pixels.download_pixels(tree, progress)
     elif name == levir.NAME:
         wanted = levir.LevirDownloadRequest.checked(root=root, address=address)
         messages.print(levir.LICENCE, soft_wrap=True, highlight=False)
