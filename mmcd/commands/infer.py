@@ -11,8 +11,6 @@ from mmcd.commands.terminal import (
     JsonFlag,
     PrecisionOption,
     ProgressBar,
-    escaped,
-    messages,
     print_json,
     report,
     warn,
@@ -28,78 +26,89 @@ WindowOption = Annotated[
     str | None, typer.Option(help="Patch method: weight of a score in its ROI, classic (all alike) or dome.")
 ]
 
+_BeforeArgument = Annotated[Path | None, typer.Argument(help="Optical image before.")]
+_AfterArgument = Annotated[Path | None, typer.Argument(help="Radar or optical image after.")]
+_OutOption = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for score.tif, mask.tif, item.json, manifest.json (and building_probability.tif, or "
+        "distance.tif and change_prediction.png)."
+    ),
+]
+_SceneOption = Annotated[str | None, typer.Option(help="Id of a scene, instead of two files.")]
+_RootOption = Annotated[Path | None, typer.Option(help="Folder of a BRIGHT data set, for --image-id.")]
+_ImageIdOption = Annotated[str | None, typer.Option(help="Id of a tile in --root, instead of two files.")]
+_SplitOption = Annotated[str | None, typer.Option(help="Folder of the tile in the contest's layout.")]
+_ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Name or card; chosen by bands, GSD and sensor if left out. For --method patch also a checkpoint of "
+        "the reference, such as best_model.pth."
+    ),
+]
+_MethodOption = Annotated[str, typer.Option(help="dense (one pass) or patch (the reference's sliding window, slow).")]
+_RegionOption = Annotated[str | None, typer.Option(help="W,S,E,N in degrees, or a GeoJSON or GeoPackage.")]
+_TileOption = Annotated[
+    int | None, typer.Option(help="Pixels worked on between two saves, 2048; never changes the result.")
+]
+_ThresholdOption = Annotated[
+    float | None,
+    typer.Option(help="Probability from which change is reported; with --method patch a distance, 0 to 2."),
+]
+_AlignOption = Annotated[
+    bool, typer.Option("--align/--no-align", help="Move the image after back where it is displaced, up to 16 px.")
+]
+_AdaptOption = Annotated[
+    bool, typer.Option("--adapt/--no-adapt", help="Adapt the model to the scene's own brightness and texture.")
+]
+_AdaptWeightOption = Annotated[
+    float | None, typer.Option(help="Weight of the scene in --adapt, 0 (none) to 1; a small one if left out.")
+]
+_PowerOption = Annotated[float | None, typer.Option(help="Patch method: power of the dome, 2.")]
+_StrideOption = Annotated[int | None, typer.Option(help="Patch method: pixels from one ROI to the next, 8.")]
+_RoiSizeOption = Annotated[int | None, typer.Option(help="Patch method: side of the ROI in pixels, 16.")]
+_ContextSizeOption = Annotated[int | None, typer.Option(help="Patch method: side of the context in pixels, 256.")]
+_BatchSizeOption = Annotated[int | None, typer.Option(help="Patch method: contexts at once, 64.")]
+_LabelOption = Annotated[
+    Path | None, typer.Option(help="Patch method: damage classes to measure against, if not the tile's own.")
+]
+
 infer_app = typer.Typer(help="Score image pairs.", no_args_is_help=True)
 
 
 @infer_app.command("predict")
 def infer_predict(
-    pre: Annotated[Path | None, typer.Argument(help="Optical image before.")] = None,
-    post: Annotated[Path | None, typer.Argument(help="Radar or optical image after.")] = None,
+    pre: _BeforeArgument = None,
+    post: _AfterArgument = None,
     *,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder for score.tif, mask.tif, item.json, manifest.json (and building_probability.tif, or "
-            "distance.tif and change_prediction.png)."
-        ),
-    ],
-    scene: Annotated[str | None, typer.Option(help="Id of a scene, instead of two files.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of a BRIGHT data set, for --image-id.")] = None,
-    image_id: Annotated[str | None, typer.Option(help="Id of a tile in --root, instead of two files.")] = None,
-    split: Annotated[str | None, typer.Option(help="Folder of the tile in the contest's layout.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Name or card; chosen by bands, GSD and sensor if left out. For --method patch also a checkpoint of "
-            "the reference, such as best_model.pth."
-        ),
-    ] = None,
-    method: Annotated[
-        str, typer.Option(help="dense (one pass) or patch (the reference's sliding window, slow).")
-    ] = "dense",
-    region: Annotated[str | None, typer.Option(help="W,S,E,N in degrees, or a GeoJSON or GeoPackage.")] = None,
-    tile: Annotated[
-        int | None, typer.Option(help="Pixels worked on between two saves, 2048; never changes the result.")
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Probability from which change is reported; with --method patch a distance, 0 to 2."),
-    ] = None,
+    out: _OutOption,
+    scene: _SceneOption = None,
+    root: _RootOption = None,
+    image_id: _ImageIdOption = None,
+    split: _SplitOption = None,
+    model: _ModelOption = None,
+    method: _MethodOption = "dense",
+    region: _RegionOption = None,
+    tile: _TileOption = None,
+    threshold: _ThresholdOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     backend: BackendOption = "auto",
-    align: Annotated[
-        bool, typer.Option("--align/--no-align", help="Move the image after back where it is displaced, up to 16 px.")
-    ] = False,
-    adapt: Annotated[
-        bool, typer.Option("--adapt/--no-adapt", help="Adapt the model to the scene's own brightness and texture.")
-    ] = False,
-    adapt_weight: Annotated[
-        float | None, typer.Option(help="Weight of the scene in --adapt, 0 (none) to 1; a small one if left out.")
-    ] = None,
+    align: _AlignOption = False,
+    adapt: _AdaptOption = False,
+    adapt_weight: _AdaptWeightOption = None,
     window: WindowOption = None,
-    power: Annotated[float | None, typer.Option(help="Patch method: power of the dome, 2.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Patch method: pixels from one ROI to the next, 8.")] = None,
-    roi_size: Annotated[int | None, typer.Option(help="Patch method: side of the ROI in pixels, 16.")] = None,
-    context_size: Annotated[int | None, typer.Option(help="Patch method: side of the context in pixels, 256.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Patch method: contexts at once, 64.")] = None,
-    label: Annotated[
-        Path | None, typer.Option(help="Patch method: damage classes to measure against, if not the tile's own.")
-    ] = None,
+    power: _PowerOption = None,
+    stride: _StrideOption = None,
+    roi_size: _RoiSizeOption = None,
+    context_size: _ContextSizeOption = None,
+    batch_size: _BatchSizeOption = None,
+    label: _LabelOption = None,
     json_output: JsonFlag = False,
 ) -> None:
     """Score a pair of images: probability of change and change mask as Cloud Optimized GeoTIFFs."""
-    shared = {
-        "pre": pre,
-        "post": post,
-        "scene": scene,
-        "out": out,
-        "model": model,
-        "region": region,
-        "threshold": threshold,
-        "device": device,
-        "precision": precision,
-    }
+    images = {"pre": pre, "post": post, "scene": scene, "out": out, "model": model, "region": region}
+    shared = images | {"threshold": threshold, "device": device, "precision": precision}
     dense = {
         "tile": tile,
         "backend": None if backend == "auto" else backend,
@@ -108,19 +117,11 @@ def infer_predict(
         "adapt_weight": adapt_weight,
     }
     tile_of = {"root": root, "image_id": image_id, "split": split}
-    patch = {
-        "window": window,
-        "power": power,
-        "stride": stride,
-        "roi_size": roi_size,
-        "context_size": context_size,
-        "batch_size": batch_size,
-        "label": label,
-    }
+    sides = {"stride": stride, "roi_size": roi_size, "context_size": context_size}
+    patch = {"window": window, "power": power, **sides, "batch_size": batch_size, "label": label}
     with ProgressBar() as progress:
         result = _predicted(method, shared, tile_of, dense, patch, progress)
-    for warning in result.warnings:
-        messages.print(f"[yellow]warning:[/yellow] {escaped(warning)}", soft_wrap=True)
+    warn(result.warnings)
     if json_output:
         print_json(result.to_dict())
     else:
