@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from mmcd.commands.data import data_app
 from mmcd.commands.embed import embed
 from mmcd.commands.evaluate import evaluate
+from mmcd.commands.explore import explore_app
 from mmcd.commands.infer import infer_app
 from mmcd.commands.jobs import jobs_app
 from mmcd.commands.terminal import JsonFlag
@@ -45,6 +46,7 @@ for name, group in {
     "train": train_app,
     "infer": infer_app,
     "weights": weights_app,
+    "explore": explore_app,
     "jobs": jobs_app,
     "workspace": workspace_app,
 }.items():

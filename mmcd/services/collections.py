@@ -9,8 +9,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
+from pydantic import model_validator
+
+from mmcd.config import Config
 from mmcd.data.bright import index_bright
 from mmcd.data.levir_files import index_levir
 from mmcd.data.ombria import index_ombria
@@ -29,6 +32,24 @@ CATALOG = "catalog"
 """Key of the collection of all scenes."""
 
 _FILE = "collections.json"
+
+
+class OpenRequest(Config):
+    """What `mmcd explore` is to open.
+
+    Attributes:
+        root: Folder of a data set; None for the scenes.
+        dataset: Its layout; found out when left out.
+    """
+
+    root: Path | None = None
+    dataset: Layout | None = None
+
+    @model_validator(mode="after")
+    def _folder_of_a_layout(self) -> Self:
+        if self.dataset is not None and self.root is None:
+            raise ValueError("--dataset says how a folder is laid out: give the folder with --root")
+        return self
 
 
 @dataclass(frozen=True)
