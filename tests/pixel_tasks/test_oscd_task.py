@@ -9,10 +9,13 @@ from PIL import Image
 from mmcd.data.oscd import RGB, OscdPatches, band_ranges, read_cities
 from mmcd.data.oscd_files import index_oscd
 from mmcd.errors import Cancelled, DataError
+from mmcd.geo.sensors import SENTINEL2_L1C
+from mmcd.models.trunk_weights import save_trunk, trunk_shapes
 from mmcd.segmentation_metrics import ConfusionMatrix
 from mmcd.training.decoding import PixelJob, PixelTask, build_model, counted, measure_groups
 from mmcd.training.downstream import RunPlace
 from mmcd.training.oscd_task import OscdConfig, change_figures, run_oscd
+from mmcd.trunk_cards import Normalisation, TrunkCard
 
 
 def configured(root: Path, epochs: int = 1, **options) -> OscdConfig:
@@ -119,6 +122,34 @@ def test_groups_are_measured_apart_and_a_batch_may_hold_several():
     found = measure_groups(PixelTask(model, job, config, 0), Halves(), config)
     assert [found[name].total for name in ("a", "b")] == [1024, 2048]
     assert found["b"].labelled.tolist() == [1024, 1024]
+
+
+def test_a_card_starts_the_trunk_for_any_bands_and_standardises_only_if_asked(tmp_path):
+    torch.manual_seed(0)
+    weights = {
+        name: torch.zeros(shape, dtype=torch.int64) if name.endswith("tracked") else torch.rand(shape) * 0.1
+        for name, shape in trunk_shapes("resnet18", 3).items()
+    }
+    normalisation = Normalisation(lower=(0,) * 3, upper=(255,) * 3, mean=(0.1, 0.2, 0.3), std=(1, 2, 3), words="none")
+    described = dict.fromkeys(("name", "version", "title", "description"), "tiny")
+    card = TrunkCard(
+        **described,
+        trunk="resnet18",
+        method="seco",
+        bands=RGB,
+        normalisation=normalisation,
+        licence={"weights": "none"},
+    )
+    save_trunk(weights, card, tmp_path / "tiny.safetensors")
+    start = {"start": {"trunk": str(tmp_path / "tiny.toml")}}
+    plain = build_model(configured(tmp_path, **start), SENTINEL2_L1C, 2, 0)
+    scaled = build_model(configured(tmp_path, **start, model={"standardise": True}), ("B2", "B4"), 2, 0)
+    kernels = [model._fixed[0].body[0].weight for model in (plain, scaled)]
+    assert kernels[0].shape[1] == 13 and plain.mean is None
+    ratio = (kernels[0][:, 3] / weights["conv1.weight"][:, 0]).flatten()  # B4; all bands are scaled alike
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+    torch.testing.assert_close(scaled.mean.flatten(), torch.tensor([0.3, 0.1]))
+    torch.testing.assert_close(scaled.std.flatten(), torch.tensor([3.0, 1.0]))
 
 
 def test_fine_tuning_with_the_form_of_saco_moves_the_trunk(oscd, tmp_path):
