@@ -12,11 +12,12 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mmcd.data.texture import scaled_to_batch
 from mmcd.errors import ConfigError
 from mmcd.models.probe import GroupClassifier
+from mmcd.samplers import GroupBatchSampler
 from mmcd.training.downstream import RunPlace, fit_downstream, make_optimiser
 from mmcd.training.probe_config import GROUP_BANDS, ProbeConfig
 from mmcd.training.probe_features import ProbeFeatures, ProbeImages, Rows, Varied, extract, saco_transform
@@ -47,17 +48,18 @@ class ProbeTask(L.LightningModule):  # type: ignore[misc]
         config: How.
         judge: Loss and figures.
         features: Makes features of images; None where batches bring features.
-        width: Length of a group's features.
-        textures: Length of the textures.
+        sizes: Length of a group's features, and of the textures.
+        seed: Of the dropout.
     """
 
     def __init__(
-        self, config: ProbeConfig, judge: Judge, features: ProbeFeatures | None, width: int, textures: int
+        self, config: ProbeConfig, judge: Judge, features: ProbeFeatures | None, sizes: tuple[int, int], seed: int
     ) -> None:
         super().__init__()
+        self.seed = seed
         self.config, self.judge, self.features = config, judge, features
         options = config.head
-        self.head = GroupClassifier(width, textures, judge.classes, options.dropout, options.mean_of)
+        self.head = GroupClassifier(*sizes, judge.classes, options.dropout, options.mean_of)
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def answer(self, features: Tensor, textures: Tensor) -> Tensor:
@@ -70,6 +72,10 @@ class ProbeTask(L.LightningModule):  # type: ignore[misc]
     def forward(self, batch: Sequence[Tensor]) -> Tensor:
         """Return the answers for a batch of images and labels, or of features, textures and labels."""
         return self.answer(*(batch[:2] if self.features is None else self.features(batch[0])))
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Let the dropout depend on seed and step alone, so that a resumed run goes on as it would have."""
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: Sequence[Tensor], _: int) -> Tensor:
         """Return the loss of a batch."""
@@ -132,13 +138,13 @@ def run_probe(
     trunk.train()  # Lightning leaves modes as they are; a frozen trunk stays in evaluation mode
     scaling = trunk_scaling(config.start, wanted) if config.data.scaling == "trunk" else None
     features = ProbeFeatures(config, trunk, scaling, train.bands)
-    task = ProbeTask(config, judge, None if config.cached else features, trunk.width, features.textures)
+    task = ProbeTask(config, judge, None if config.cached else features, (trunk.width, features.textures), seed)
     used = {name: images for name, images in parts.items() if name == "train" or config.trainer.keep == "best"}
     data = {name: _data(config, features, images, name, place) for name, images in used.items() if name != "test"}
     fit_downstream(
         task,
-        _loader(config, data["train"], learning=True),
-        _loader(config, data["val"], learning=False) if "val" in data else None,
+        _loader(config, data["train"], seed),
+        _loader(config, data["val"], None) if "val" in data else None,
         config,
         place,
         (f"val/{judge.monitor}", "max"),
@@ -160,15 +166,14 @@ def _data(
     return Varied(images, saco_transform() if varied else None)
 
 
-def _loader(config: ProbeConfig, data: "Rows | Dataset[Any]", learning: bool) -> DataLoader[Any]:
+def _loader(config: ProbeConfig, data: "Rows | Dataset[Any]", seed: int | None) -> DataLoader[Any]:
+    """Return batches: full ones whose order depends on seed and epoch, or, without a seed, all samples in order."""
+    sampler: Any = BatchSampler(range(len(data)), config.trainer.batch_size, drop_last=False)  # type: ignore[arg-type]
+    if seed is not None:
+        sampler = GroupBatchSampler(["all"] * len(data), config.trainer.batch_size, 1.0, seed)  # type: ignore[arg-type]
     if isinstance(data, Rows):
-        return DataLoader(
-            data,  # type: ignore[arg-type]
-            config.trainer.batch_size,
-            shuffle=learning,
-            collate_fn=_as_it_is,
-        )
-    return DataLoader(data, config.trainer.batch_size, shuffle=learning, num_workers=config.data.workers)
+        return DataLoader(data, batch_sampler=sampler, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    return DataLoader(data, batch_sampler=sampler, num_workers=config.data.workers)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcd.data.eurosat_files import FILE_BANDS
-from mmcd.errors import ConfigError, DataError
+from mmcd.errors import Cancelled, ConfigError, DataError
 from mmcd.models.probe import GroupClassifier, retrieve
 from mmcd.services.train import TrainRequest, train
 from mmcd.training.downstream import Benchmark, Outcome, RunPlace, run_seeds, summarise
@@ -23,7 +23,7 @@ from mmcd.training.probe import Judge, Probed, run_probe
 from mmcd.training.probe_features import ProbeFeatures, saco_transform
 from mmcd.training.trunk_start import IMAGENET_NORMALISATION, TrunkScaling, TrunkStart, start_trunk, trunk_scaling
 
-FAST = {"epochs": 25, "device": "cpu", "batch_size": 16, "loggers": []}
+FAST = {"epochs": 25, "device": "cpu", "batch_size": 8, "loggers": []}
 JUDGE = Judge(4, F.cross_entropy, class_figures, "accuracy")
 
 
@@ -246,7 +246,7 @@ def test_seeds_are_different_ones(seeds: list[int], tmp_path: Path) -> None:
         EuroSatConfig.from_yaml(tmp_path / "c.yaml")
 
 
-def test_a_run_is_kept_resumed_and_found_by_its_source(eurosat_tree: Path, workspace: Path, tmp_path: Path) -> None:
+def test_a_run_is_kept_and_found_by_its_source(eurosat_tree: Path, workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "euro.yaml"
     file.write_text(
         f"task: downstream\nname: euro\ndata: {{source: eurosat, root: {eurosat_tree}, images: ms}}\n"
@@ -262,8 +262,29 @@ def test_a_run_is_kept_resumed_and_found_by_its_source(eurosat_tree: Path, works
         train(TrainRequest(config=file, resume=True))
     with pytest.raises(ConfigError, match="exists"):
         train(TrainRequest(config=file))
-    with pytest.raises(ConfigError, match=r"no downstream task on data.source 'none'. Write eurosat"):
+    with pytest.raises(ConfigError, match=r"no downstream task on data.source 'none'. Write bigearthnet, eurosat"):
         train(TrainRequest(config=file, overrides={"data.source": "none"}))
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    eurosat_tree: Path, workspace: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "euro.yaml"
+    file.write_text(
+        f"task: downstream\nname: whole\ndata: {{source: eurosat, root: {eurosat_tree}}}\nhead: {{dropout: 0.5}}\n"
+        "trainer: {epochs: 5, batch_size: 8, device: cpu, loggers: []}\n"
+    )
+    whole = load_file(train(TrainRequest(config=file)).weights or "")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "train" and done == 5:  # of 2 steps an epoch
+            raise Cancelled("Stopped.")
+
+    request = TrainRequest(config=file, overrides={"name": "broken"})
+    with pytest.raises(Cancelled):
+        train(request, stop)
+    found = load_file(train(request.model_copy(update={"resume": True})).weights or "")
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
 def test_optimisers_of_a_task_keep_its_schedule_when_one_value_is_changed() -> None:
