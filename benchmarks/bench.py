@@ -17,6 +17,8 @@
     k  the patch metadata of 100 tiles against the reference's loop
     l  megapixels a second through the fusion UNet with each trunk, and its operations against a large convolution's
     m  training images a second of the fusion UNet: trunk frozen, its features kept on disk, and trained too
+    n  pretraining images a second from tiles to step against the same step on views that lie ready
+    o  texture codes of a batch against scikit-image's
 
 Each part runs in a process of its own, on one thread where nothing else is said; all share a workspace that is thrown
 away.
@@ -74,6 +76,8 @@ PARTS = (
     Part("k", ("bench_reference:patch_index",)),
     Part("l", ("bench_fusion:inference",)),
     Part("m", ("bench_fusion:training",)),
+    Part("n", ("bench_pretraining:training",)),
+    Part("o", ("bench_pretraining:texture",)),
 )
 
 

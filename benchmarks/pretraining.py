@@ -2,10 +2,14 @@
 
     python benchmarks/pretraining.py train                  # methods x seeds; skips finished ones
     python benchmarks/pretraining.py train --methods caco,saco --seeds 1 --steps 100
+    python benchmarks/pretraining.py table                  # random weights and all trained ones on three tasks
     python benchmarks/pretraining.py change-labels          # AUC of d_LT / d_ST against truth
 
 ``train`` leaves runs ``ombria-METHOD-seedN`` in the workspace, each with its trunk and card. All methods take the same
 number of steps of the same number of images; a run that was stopped goes on where it was.
+
+``table`` scores the frozen trunks of ``train`` and random ones, see ``pretraining_proof.py``; rows are kept in
+``pretraining.json`` in the workspace's ``training`` and not computed again.
 
 ``change-labels`` simulates seasonal series, part of which changed between their halves, trains CACo on them and asks
 how well the running ratio tells them apart. Nothing of the truth is seen in training.
@@ -21,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from seeds import report
+from pretraining_proof import MEASURED, RAW, judge_trunk, read_floods, taizhou
+from seeds import report, rounded
 from sklearn.metrics import roc_auc_score
 
 from mmcd.paths import workspace
@@ -41,6 +46,12 @@ def main() -> None:
     training.add_argument("--methods", default=",".join(METHODS))
     training.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
     training.add_argument("--steps", type=int, help="steps of a run; the configuration's when left out")
+    proof = commands.add_parser("table", help="score the frozen trunks on three tasks")
+    proof.add_argument("--data", type=Path, default=Path("../shared/data/ombria"))
+    proof.add_argument("--landsat", type=Path, default=Path("../shared/data/landsat_taizhou"))
+    proof.add_argument("--methods", default=",".join(METHODS))
+    proof.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
+    proof.add_argument("--tiles", type=int, help="about so many tiles of the main set only, to try it")
     labels = commands.add_parser("change-labels", help="CACo's estimate of change against simulated truth")
     labels.add_argument("--locations", type=int, default=64)
     labels.add_argument("--size", type=int, default=96, help="px of 10 m, a multiple of 6")
@@ -49,6 +60,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.command == "train":
         pretrain(chosen.data, chosen.methods.split(","), range(chosen.seeds), chosen.steps)
+    elif chosen.command == "table":
+        print_table(prove(chosen.data, chosen.landsat, chosen.methods.split(","), range(chosen.seeds), chosen.tiles))
     else:
         for seed in range(chosen.seeds):
             print(json.dumps(change_labels(chosen.locations, chosen.size, chosen.epochs, seed)), flush=True)
@@ -86,6 +99,42 @@ def last_epoch(folder: Path) -> dict[str, float]:
     with (folder / "history.csv").open() as file:
         row = list(csv.DictReader(file))[-1]
     return {name: round(float(value), 4) for name, value in row.items() if value}
+
+
+def prove(
+    data: Path, landsat: Path, methods: Sequence[str], seeds: Sequence[int], tiles: int | None
+) -> list[dict[str, Any]]:
+    """Score random weights and every finished run, and return a row for each; rows of earlier calls are kept."""
+    store = workspace() / "training" / "pretraining.json"
+    rows: list[dict[str, Any]] = json.loads(store.read_text()) if store.exists() and tiles is None else []
+    main, event = read_floods(data, tiles)
+    for seed in seeds:
+        for model in (RAW, MEASURED, *methods):
+            card = workspace() / "training" / run_name(model, seed) / f"{run_name(model, seed)}.toml"
+            known = any((row["model"], row["seed"]) == (model, seed) for row in rows)
+            if known or (model not in (RAW, MEASURED) and not card.exists()):
+                continue
+            trunk = model if model in (RAW, MEASURED) else str(card)
+            row = {"model": model, "seed": seed, **judge_trunk(trunk, seed, main, event, landsat)}
+            rows.append(row)
+            print(json.dumps(rounded(row)), file=sys.stderr, flush=True)
+            if tiles is None:
+                store.write_text(json.dumps(rows, indent=1) + "\n")
+    return [*rows, {"model": "pixels", "seed": 0, **taizhou(None, landsat)}]
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print mean and standard deviation over seeds of every figure."""
+    figures = ("a_auc_folds", "a_auc_event", "b_ap_fold", "b_ap_event", "c_auc")
+    print(f"{'two-date mode':<30}{'seeds':>6}" + "".join(f"{name:>18}" for name in figures))
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        cells = []
+        for name in figures:
+            values = [row[name] for row in own if name in row]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{f'{np.mean(values):.3f}{spread}' if values else '-':>18}")
+        print(f"{model:<30}{len(own):>6}" + "".join(cells))
 
 
 def change_labels(locations: int, size: int, epochs: int, seed: int) -> dict[str, Any]:
