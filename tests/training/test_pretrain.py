@@ -290,7 +290,7 @@ def test_two_processes_share_queue_and_beliefs(written: Path, workspace: Path) -
     words += ["--set", "data.batch_size=4"]
     environment = {**os.environ, "MMCD_WORKSPACE": str(workspace), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(
-        [sys.executable, "-m", "mmcd", *words], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "mmcd", *words], env=environment, capture_output=True, text=True, timeout=900
     )
     assert found.returncode == 0, found.stderr
     with (workspace / "training" / "tiny" / "change.csv").open() as file:
