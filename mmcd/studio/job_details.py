@@ -64,7 +64,7 @@ def _story(job: Job) -> None:
 
 
 def _actions(store: JobStore, job: Job) -> None:
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, vertical_alignment="center"):
         link = result_link(job)
         if link is not None:
             label, page, query = link

@@ -24,6 +24,9 @@ PAGE_ROWS = 50
 ALL = "all"
 TABLE, STATE, KIND, SEARCH, PAGE = "jobs-table", "jobs-state", "jobs-kind", "jobs-search", "jobs-page"
 
+WIDTHS = {"State": 90, "Kind": 80, "On": 190, "Why": 210, "Asked for (UTC)": 125, "Took": 80}
+"""Pixels of each column: at 1280 px, why a job failed can be read without moving the table."""
+
 ICONS: dict[State, str] = {"running": "▶", "queued": "…", "failed": "✕", "done": "✓", "cancelled": "–"}
 """A sign of each state, the cue that needs no colour."""
 
@@ -90,7 +93,9 @@ def _card(store: JobStore, job: Job) -> None:
             left = f"Time left in this stage: {duration(job.seconds_left())}"
             st.caption(f"{left} · started {utc(job.started)} · on {PLACES[job.place]}{again}")
         with actions, st.container(horizontal=True, horizontal_alignment="right"):
-            st.button("Details", key=f"details-{job.id}", icon=":material/info:", on_click=choose_job, args=(job.id,))
+            if st.button("Details", key=f"details-{job.id}", icon=":material/info:"):
+                choose_job(job.id)
+                st.rerun()  # the details lie outside of what is drawn again on its own
             st.button(
                 "Cancel",
                 key=f"cancel-{job.id}",
@@ -186,11 +191,12 @@ def _table(store: JobStore, state: State | None, kind: str | None, search: str) 
     st.dataframe(
         [_row(job) for job in listed],
         hide_index=True,
+        column_config={name: {"width": width} for name, width in WIDTHS.items()},
         height=min(38 + 35 * len(listed), 560),
         on_select=partial(_choose_row, ids),
         selection_mode="single-row",
         key=TABLE,
-        alt="Table of jobs with state, kind, what they work on, when they were asked for, how long they took and why",
+        alt="Table of jobs with state, kind, what they work on, why they failed, when asked for, how long they took",
     )
     if pages > 1:
         st.pagination(pages, key=PAGE)
@@ -203,9 +209,9 @@ def _row(job: Job) -> dict[str, str]:
         "State": f"{ICONS[job.state]} {job_control.STATES[job.state]}",
         "Kind": kind_words(job.kind),
         "On": subject(job),
+        "Why": job.message,
         "Asked for (UTC)": f"{job.submitted:%Y-%m-%d %H:%M}",
         "Took": duration(job.seconds) if job.state != "queued" else "–",
-        "Why": job.message,
     }
 
 

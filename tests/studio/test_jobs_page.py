@@ -69,6 +69,9 @@ def test_what_runs_says_stage_and_tiles_and_can_be_cancelled(store: JobStore) ->
     assert app.get("progress")[0].value == 25
     assert app.get("progress")[0].text == "**Analysis** · valley · flood · score, 3 of 12 tiles"
     assert "on the processor" in texts(app)
+    app.button(key=f"details-{job_id}").click().run()
+    assert app.query_params["job"] == job_id
+    assert "Analysis: valley" in texts(app)
     app.button(key=f"cancel-{job_id}").click().run()
     assert store.get(job_id).cancel_requested
     assert app.button(key=f"cancel-{job_id}").disabled
