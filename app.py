@@ -30,6 +30,7 @@ if __name__ == "__main__":
             st.Page(PAGES / "damage_map.py", title="Damage map", icon=":material/map:"),
             st.Page(PAGES / "accuracy.py", title="Accuracy", icon=":material/query_stats:"),
             st.Page(PAGES / "explorer.py", title="Explorer", icon=":material/photo_library:"),
+            st.Page(PAGES / "embeddings.py", title="Embeddings", icon=":material/scatter_plot:"),
             st.Page(PAGES / "jobs.py", title="Jobs", icon=":material/checklist:"),
         ],
         position="top",

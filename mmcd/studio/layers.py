@@ -20,7 +20,7 @@ from mmcd.studio.routes import PREFIX, STATIC
 from mmcd.studio.tiles import Side, side_path
 
 Function = Literal[
-    "frame", "score", "swipe", "labels", "graticule", "land", "scenes", "note", "home", "region", "buildings"
+    "frame", "score", "swipe", "labels", "graticule", "land", "scenes", "note", "home", "region", "buildings", "patches"
 ]
 Bounds = tuple[float, float, float, float]
 
@@ -58,7 +58,9 @@ class _MapCode(JSCSSMixin, MacroElement):
         super().__init__()  # type: ignore[no-untyped-call]
         self._name = "MapCode"
         self.default_js = [(f"mmcd_{name}", _static(f"{name}.js")) for name in names]
-        self.default_css = [(f"mmcd_{name}", _static(f"{name}.css")) for name in names]
+        self.default_css = [
+            (f"mmcd_{name}", _static(f"{name}.css")) for name in names if (STATIC / f"{name}.css").is_file()
+        ]
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def new_map(view: View) -> folium.Map:
     if not view.whole_world:
         canvas.default_js.append(("leaflet_draw", asset_url(DRAW_JS)))
         canvas.default_css.append(("leaflet_draw_css", asset_url(DRAW_CSS)))
-    canvas.add_child(_MapCode("map", "world" if view.whole_world else "damage"))
+    canvas.add_child(_MapCode("map", *(("world",) if view.whole_world else ("damage", "patches"))))
     if view.basemap is not None:
         canvas.add_basemap(BASEMAPS[view.basemap])
     canvas.add_child(MapCall("frame", label=view.label, dark=view.dark))

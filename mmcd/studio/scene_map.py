@@ -19,7 +19,9 @@ def map_key(scene: Scene, run: Run | None, dark: bool, basemap: str | None) -> s
     return f"scene-{scene.id}-{run.id if run else 'none'}-{dark}-{basemap}"
 
 
-def scene_map(scene: Scene, run: Run | None, channel: str, dark: bool, basemap: str | None) -> folium.Map:
+def scene_map(
+    scene: Scene, run: Run | None, channel: str, dark: bool, basemap: str | None, region: bool = True
+) -> folium.Map:
     """Return the map of a scene; the same for the same scene and run, whatever the threshold.
 
     Args:
@@ -28,6 +30,7 @@ def scene_map(scene: Scene, run: Run | None, channel: str, dark: bool, basemap: 
         channel: Where the threshold panel speaks.
         dark: Colours of the empty parts.
         basemap: Base map from the internet, if any.
+        region: Offer to draw the region to analyse.
     """
     georeferenced = loaders.placed(scene.post)
     extent = _union([loaders.extent(scene.pre), loaders.extent(scene.post)])
@@ -36,7 +39,7 @@ def scene_map(scene: Scene, run: Run | None, channel: str, dark: bool, basemap: 
     )
     canvas = new_map(View(label, extent, dark, basemap if georeferenced else None, georeferenced=georeferenced))
     canvas.add_child(MapCall("home", extent=extent))
-    if georeferenced:
+    if georeferenced and region:
         canvas.add_child(MapCall("region", channel=channel))
     for text in _notes(scene, georeferenced):
         canvas.add_child(MapCall("note", text=text))

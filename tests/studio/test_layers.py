@@ -48,6 +48,7 @@ def test_a_map_loads_leaflet_and_our_own_code_only(prepared, fetched):
         "/mmcd/static/damage.js",
         "/mmcd/static/map.css",
         "/mmcd/static/map.js",
+        "/mmcd/static/patches.js",
     ]
 
 
