@@ -97,7 +97,13 @@ def f1_by_threshold(measured: Measured, threshold: float, others: dict[str, floa
     for row, (name, cut) in enumerate(sorted(others.items(), key=lambda item: item[1])):
         figure.add_vline(x=cut, line={"color": CHANCE, "width": 1, "dash": "dot"})
         figure.add_annotation(
-            x=cut, y=1.0 - 0.07 * (row % 5), yref="paper", text=name, showarrow=False, xanchor="left", font={"size": 11}
+            x=cut,
+            y=0.36 - 0.07 * (row % 5),
+            yref="paper",
+            text=name,
+            showarrow=False,
+            xanchor="left",
+            font={"size": 11},
         )
     here = float(f1[threshold_value(threshold) - 1])
     _mark(figure, threshold, here, threshold)

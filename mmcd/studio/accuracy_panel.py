@@ -68,8 +68,7 @@ def threshold_control(measured: Measured, run: Run | None) -> float:
 
     st.session_state[SLIDER] = float(keep_threshold(value))
     st.session_state[TAKE] = next((name for name, row in rows.items() if _same(row["threshold"], value)), None)
-    left, right = st.columns([2, 3])
-    left.slider(
+    st.slider(
         "Threshold: change from probability",
         0.0,
         1.0,
@@ -80,7 +79,7 @@ def threshold_control(measured: Measured, run: Run | None) -> float:
         help="The same threshold as on the Damage map. Pixels that score at least this count as changed.",
     )
     names = [name for name in rows if name != "Set now"]
-    right.pills(
+    st.pills(
         "Take a threshold",
         names,
         format_func=lambda name: f"{name} {rows[name]['threshold']:.3f}",
@@ -226,7 +225,7 @@ def _forget_cards() -> None:
 
 def _chart(place: Any, title: str, chart: charts.Chart, key: str) -> None:
     place.subheader(title)
-    place.plotly_chart(chart.figure, key=key, alt=chart.alt, config={"displaylogo": False})
+    place.plotly_chart(chart.figure, key=key, alt=chart.alt, config={"displayModeBar": False})
 
 
 def _frame(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> pd.DataFrame:

@@ -33,7 +33,7 @@ def image_explorer(collection: Collection) -> None:
         st.plotly_chart(
             figure,
             key="explorer-figure",
-            config={"scrollZoom": True, "displaylogo": False},
+            config={"scrollZoom": True, "displayModeBar": False},
             alt=f"{picture.id}: image before, image after" + (" and label" if picture.label else ", no label"),
         )
         st.caption(
