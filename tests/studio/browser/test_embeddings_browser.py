@@ -48,7 +48,7 @@ def test_what_is_drawn_around_is_on_the_map_and_in_the_gallery(watched, address,
     plot = page.locator(".js-plotly-plot")
     expect(plot.locator(".nsewdrag")).to_be_visible(timeout=OPEN_MS)
     outlined = map_of(page).locator("[data-patches]")
-    expect(outlined).to_have_attribute("data-patches", "0")
+    expect(outlined).to_have_attribute("data-patches", "0", timeout=OPEN_MS)
     page.wait_for_timeout(1000)  # the plot takes its width before it can be drawn on
     plot.scroll_into_view_if_needed()
 
@@ -56,7 +56,7 @@ def test_what_is_drawn_around_is_on_the_map_and_in_the_gallery(watched, address,
     heading = page.get_by_role("heading", name=re.compile("patches selected"))
     expect(heading).to_be_visible()
     count = int(re.sub(r"\D", "", heading.inner_text()))
-    expect(outlined).to_have_attribute("data-patches", str(count))
+    expect(outlined).to_have_attribute("data-patches", str(count), timeout=OPEN_MS)
     expect(page.get_by_alt_text(re.compile("^Before and after"))).to_have_count(12)
 
     name, pairs = selection(parse_qs(urlsplit(page.url).query)["patches"][0])
@@ -66,4 +66,4 @@ def test_what_is_drawn_around_is_on_the_map_and_in_the_gallery(watched, address,
 
     page.reload()
     expect(page.get_by_role("heading", name=f"{count} patches selected")).to_be_visible(timeout=OPEN_MS)
-    expect(outlined).to_have_attribute("data-patches", str(count))
+    expect(outlined).to_have_attribute("data-patches", str(count), timeout=OPEN_MS)
