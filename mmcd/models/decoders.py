@@ -1,6 +1,7 @@
 """Decoders from the feature maps of a trunk to logits of every pixel, for one image or for the difference of two."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from mmcd.models.trunk_features import TrunkFeatures
 
-DecoderName = Literal["unet", "double_conv"]
+DecoderName = Literal["unet", "double_conv", "joined_conv"]
 
 _STAGES = (0, 4, 5, 6, 7)
 """Layers of a numbered ResNet that hand over their answer: its first convolution, then its four stages."""
@@ -86,23 +87,38 @@ class UNetDecoder(nn.Module):
         return self.logit(_resized(features, size))  # type: ignore[no-any-return]
 
 
+def _convolved(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
 class DoubleConv(nn.Module):
     """Twice convolution, batch norm and ReLU, then dropout; named as in SACo's weights."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for channels in (inputs, outputs):
-            layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-        self.double_conv = nn.Sequential(*layers, nn.Dropout2d(0.5))
+        twice = *_convolved(inputs, outputs), *_convolved(outputs, outputs)
+        self.double_conv = nn.Sequential(*twice, nn.Dropout2d(0.5))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features of the same height and width."""
         return self.double_conv(features)  # type: ignore[no-any-return]
 
 
+class JoinedConv(nn.Module):
+    """Twice convolution, batch norm and ReLU, the second one with the input beside what it is given; then dropout."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv_1 = _convolved(inputs, outputs)
+        self.conv_2 = nn.Sequential(*_convolved(outputs + inputs, outputs), nn.Dropout2d(0.5))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features of the same height and width."""
+        return self.conv_2(torch.cat([self.conv_1(features), features], dim=1))  # type: ignore[no-any-return]
+
+
 class DoubleConvDecoder(nn.ModuleList):
-    """The decoder of SACo's change detection (reference system 2), over a ResNet's four stages without its stem.
+    """The decoder of SACo (reference system 2), over a ResNet's four stages without its stem.
 
     Numbered as its weights are: ``0.double_conv.*`` to ``3.double_conv.*`` and ``4.*``, the last convolution. The
     coarsest maps are put beside themselves, as published.
@@ -110,14 +126,17 @@ class DoubleConvDecoder(nn.ModuleList):
     Args:
         channels: Channels of the maps, from fine to coarse; of five the first, the stem's, is left out.
         classes: Logits of a pixel.
+        block: Convolutions of a level: `DoubleConv` is that of its change detection, `JoinedConv` that of PASTIS.
     """
 
-    def __init__(self, channels: Sequence[int], classes: int) -> None:
+    def __init__(
+        self, channels: Sequence[int], classes: int, block: Callable[[int, int], nn.Module] = DoubleConv
+    ) -> None:
         used = list(channels)[-4:]
         blocks: list[nn.Module] = []
         for level in range(3, -1, -1):
             outputs = used[level - 1] if level else used[0] // 2
-            blocks.append(DoubleConv(2 * used[level], outputs))
+            blocks.append(block(2 * used[level], outputs))
         super().__init__([*blocks, nn.Conv2d(used[0] // 2, classes, kernel_size=1)])
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
@@ -134,6 +153,7 @@ class DoubleConvDecoder(nn.ModuleList):
 _DECODERS: dict[DecoderName, Callable[[Sequence[int], int], nn.Module]] = {
     "unet": UNetDecoder,
     "double_conv": DoubleConvDecoder,
+    "joined_conv": partial(DoubleConvDecoder, block=JoinedConv),
 }
 
 
@@ -149,6 +169,9 @@ class DecodedTrunk(nn.Module):
         mean: Mean of each band that is taken off the images; none if left out.
         std: Standard deviation that they are divided by.
     """
+
+    mean: Tensor | None
+    std: Tensor | None
 
     def __init__(
         self,

@@ -30,7 +30,8 @@ class DecoderConfig(Config):
     """What turns a trunk's maps into a map of classes.
 
     Attributes:
-        decoder: ``unet``: SeCo's (reference system 3); ``double_conv``: SACo's (reference system 2).
+        decoder: ``unet``: SeCo's (reference system 3); ``double_conv`` and ``joined_conv``: SACo's (reference system 2)
+            of change and of PASTIS.
         standardise: Take the trunk's mean off the images and divide by its deviation, as its card says; the published
             protocols of OSCD and PASTIS do not.
         turns: How training samples are varied: mirrored, mirrored and turned by quarters, or not.

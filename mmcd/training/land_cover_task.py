@@ -18,6 +18,7 @@ from mmcd.data import gid, pastis
 from mmcd.data.segments import SegmentDataset, class_counts
 from mmcd.errors import ConfigError, DataError
 from mmcd.losses.land_cover import soft_dice_classes, weighted_cross_entropy
+from mmcd.models.decoders import DecoderName
 from mmcd.segmentation_metrics import ConfusionMatrix
 from mmcd.training.decoding import (
     DecoderConfig,
@@ -76,8 +77,9 @@ class PastisData(DownstreamData):
 
 
 class PastisDecoder(DecoderConfig):
-    """The decoder; images are mirrored, as published."""
+    """The decoder of SACo; images are mirrored, as published."""
 
+    decoder: DecoderName = "joined_conv"
     turns: Literal["quarters", "mirrors", "none"] = "mirrors"
 
 

@@ -8,6 +8,7 @@ from mmcd.data.turns import turn_samples
 from mmcd.losses.land_cover import soft_dice_classes, weighted_cross_entropy
 from mmcd.models.decoders import DecodedTrunk, DoubleConvDecoder, stage_maps
 from mmcd.models.trunk_features import TrunkFeatures
+from mmcd.training.land_cover_task import PastisConfig
 
 
 def trunk(bands: int = 3, frozen: bool = True, name="resnet18") -> TrunkFeatures:
@@ -32,7 +33,10 @@ def test_maps_are_those_of_torchvision_and_the_stem_is_the_bare_convolution():
         torch.testing.assert_close(each, wanted)
 
 
-@pytest.mark.parametrize(("decoder", "name"), [("unet", "resnet18"), ("double_conv", "resnet18"), ("unet", "swin_t")])
+@pytest.mark.parametrize(
+    ("decoder", "name"),
+    [("unet", "resnet18"), ("double_conv", "resnet18"), ("joined_conv", "resnet18"), ("unet", "swin_t")],
+)
 def test_logits_have_the_size_of_the_images(decoder, name):
     model = DecodedTrunk(trunk(4, name=name), 5, decoder).eval()
     with torch.inference_mode():
@@ -82,6 +86,20 @@ def test_names_and_widths_of_the_decoder_of_saco():
     outputs = [shapes[f"{number}.double_conv.0.weight"][:2] for number in range(4)]
     assert outputs == [(1024, 4096), (512, 2048), (256, 1024), (128, 512)]
     assert shapes["4.weight"] == (1, 128, 1, 1) and shapes["3.double_conv.3.weight"] == (128, 128, 3, 3)
+
+
+def test_the_decoder_of_pastis_sees_a_level_again_before_its_second_convolution():
+    with torch.device("meta"):
+        model = DecodedTrunk(trunk(10), 20, "joined_conv")
+    shapes = {name: tuple(value.shape) for name, value in model.decoder.state_dict().items()}
+    kernels = [[shapes[f"{number}.conv_{each}.0.weight"][:2] for each in (1, 2)] for number in range(4)]
+    assert kernels == [
+        [(256, 1024), (256, 1280)],
+        [(128, 512), (128, 640)],
+        [(64, 256), (64, 320)],
+        [(32, 128), (32, 160)],
+    ]
+    assert shapes["4.weight"] == (20, 32, 1, 1) and PastisConfig.model_fields["model"].default.decoder == "joined_conv"
 
 
 def test_every_way_a_square_can_lie_and_all_layers_alike():
