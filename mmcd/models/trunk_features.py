@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from mmcd.errors import ModelError
 from mmcd.models.moco import pooled_trunk
-from mmcd.models.trunks import FeatureTrunk, scales_of, stage_weights
-
-_PLACES = {"0.": "conv1.", "1.": "bn1.", **{f"{number}.": f"layer{number - 3}." for number in range(4, 8)}}
-"""Where a numbered ResNet keeps what torchvision names."""
+from mmcd.models.trunk_weights import numbered_to_torchvision
+from mmcd.models.trunks import FeatureTrunk, scales_of
 
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")
 
@@ -87,15 +85,10 @@ class TrunkFeatures(nn.Module):
         Raises:
             ModelError: They are not this trunk's for these bands, or not complete.
         """
-        trunk = {name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIERS)}
+        public = {name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIERS)}
         wanted = self.body.state_dict()
-        if self.trunk.startswith("resnet"):
-            named = {_torchvision_name(name): name for name in wanted}
-            given = {named.get(name, name): tensor for name, tensor in trunk.items()}
-        else:
-            places = {f"{name[0]}.": f"{int(name[0]) + 2}." for name in wanted}
-            stages = {places[name[:2]] + name[2:]: tensor for name, tensor in wanted.items()}
-            given = {f"{int(name[0]) - 2}.{name[2:]}": value for name, value in _stages(self.trunk, trunk, stages)}
+        own = dict(zip(numbered_to_torchvision(wanted, self.trunk), wanted, strict=True))
+        given = {own.get(name, name): tensor for name, tensor in public.items()}
         fitting = [name for name in wanted if name in given and given[name].shape == wanted[name].shape]
         if len(fitting) != len(wanted) or len(given) != len(wanted):
             raise ModelError(
@@ -104,13 +97,3 @@ class TrunkFeatures(nn.Module):
                 "Give weights of that trunk, or set start.architecture to what they belong to.",
             )
         self.body.load_state_dict(given)
-
-
-def _torchvision_name(name: str) -> str:
-    return _PLACES[name[:2]] + name[2:]
-
-
-def _stages(
-    trunk: FeatureTrunk, public: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> list[tuple[str, Tensor]]:
-    return list(stage_weights(trunk, public, wanted).items())

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmcd.config import Config
+from mmcd.data.seasonal_views import IMAGENET_MEAN, IMAGENET_STD
 from mmcd.geo.sensors import standard_name
 from mmcd.models.pretrained import fetch_imagenet
 from mmcd.models.trunk_features import TrunkFeatures
@@ -23,8 +24,8 @@ IMAGENET_BANDS = ("B4", "B3", "B2")
 IMAGENET_NORMALISATION = Normalisation(
     lower=(0.0,) * 3,
     upper=(255.0,) * 3,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     words="8-bit red, green and blue / 255, less ImageNet's mean, through its deviation",
 )
 

@@ -14,8 +14,10 @@ from mmcd.models import trunk_weights
 from mmcd.models.fusion_unet import FusionUNet
 from mmcd.models.moco import pooled_trunk
 from mmcd.models.pretrained import fetch_imagenet
+from mmcd.models.trunk_features import TrunkFeatures
 from mmcd.models.trunk_weights import (
     adapt_bands,
+    first_convolution,
     load_trunk,
     numbered_to_torchvision,
     require_match,
@@ -122,10 +124,15 @@ def test_a_file_of_an_old_torch_starts_a_trunk_too(body: nn.Module, tmp_path: Pa
 def test_numbers_of_a_pooled_trunk_become_torchvisions_names(trunk: FeatureTrunk) -> None:
     with torch.device("meta"):
         numbered = pooled_trunk(trunk, 4).state_dict()
+        features = TrunkFeatures(trunk, ("B1", "B2", "B3"))
     named = numbered_to_torchvision(numbered, trunk)
     assert {name: tensor.shape for name, tensor in named.items()} == trunk_shapes(trunk, 4)
     with pytest.raises(ModelError, match=r"9\.weight is no layer"):
         numbered_to_torchvision({"9.weight": torch.ones(1)}, trunk)
+    # Nothing is averaged silently.
+    with pytest.raises(ModelError, match=r"tensors of a \w+ for 3 bands, 1 are left over"):
+        features.load(named)
+    features.load(named | {first_convolution(trunk): named[first_convolution(trunk)][:, :3]})
 
 
 BANDS = [
