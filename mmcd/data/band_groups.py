@@ -38,7 +38,7 @@ BAND_GROUPS: dict[Preset, Groups] = {
         "complementary_1": ("B1", "B5", "B6"),
         "complementary_2": ("B7", "B8", "B9"),
     },
-    # What it reads from EuroSAT's 13 bands, whose last one it takes for B12.
+    # What it reads from EuroSAT's 13 bands by their numbers: B8A, which it expects behind B8, is the last one there.
     "saco_code_eurosat": {
         **_SHARED,
         "agriculture": ("B12", "B9", "B2"),

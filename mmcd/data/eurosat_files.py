@@ -43,7 +43,7 @@ Part = Literal["train", "val", "test"]
 
 RGB = ("B4", "B3", "B2")
 FILE_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B9", "B10", "B11", "B12", "B8A")
-"""Bands of the GeoTIFFs in file order: B8A comes last, which the code of reference system 2 takes for B12."""
+"""Bands of the GeoTIFFs in file order: B8A comes last, while the code of reference system 2 expects it behind B8."""
 
 BANDS: dict[Form, tuple[str, ...]] = {"rgb": RGB, "ms": FILE_BANDS}
 SIZE = 64
