@@ -31,6 +31,7 @@ if __name__ == "__main__":
             st.Page(PAGES / "accuracy.py", title="Accuracy", icon=":material/query_stats:"),
             st.Page(PAGES / "explorer.py", title="Explorer", icon=":material/photo_library:"),
             st.Page(PAGES / "embeddings.py", title="Embeddings", icon=":material/scatter_plot:"),
+            st.Page(PAGES / "training.py", title="Training", icon=":material/model_training:"),
             st.Page(PAGES / "jobs.py", title="Jobs", icon=":material/checklist:"),
         ],
         position="top",

@@ -313,3 +313,20 @@ def write_bigearthnet(root: Path) -> None:
                 file.write(values)
     for part, rows in (("train", lines[:12]), ("val", lines[12:16]), ("test", lines[16:])):
         (root / f"bigearthnet-{part}.csv").write_text("\n".join(rows) + "\n")
+
+
+@pytest.fixture(scope="session")
+def written_trainings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with trainings, to be copied; MLflow takes seconds to create a store."""
+    from .studio.trained import write_trainings
+
+    folder = tmp_path_factory.mktemp("trained")
+    write_trainings(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(written_trainings: Path, workspace: Path) -> Path:
+    """A workspace of the test's own with trainings in it."""
+    shutil.copytree(written_trainings, workspace)
+    return workspace

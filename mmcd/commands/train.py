@@ -35,6 +35,36 @@ def train_start(
         report(f"Trained {request.config.stem}", result.to_dict())
 
 
+@train_app.command("list")
+def train_list(json_output: JsonFlag = False) -> None:
+    """List the trainings of the workspace, the newest first."""
+    from mmcd.services.training_runs import list_trainings
+
+    runs = [run.to_dict() for run in list_trainings().values()]
+    if json_output:
+        print_json({"trainings": runs})
+    for run in () if json_output else runs:
+        figure = ", ".join(f"{name} {value:.4g}" for name, value in run["figure"].items() if value is not None)
+        typer.echo(f"{run['name']}: {run['state']}{', ' + figure if figure else ''}")
+
+
+@train_app.command("register")
+def train_register(
+    run: Annotated[str, typer.Argument(help="Name of a finished run, see `mmcd train list`.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model; the run's when left out.")] = None,
+    version: Annotated[str | None, typer.Option(help="Its version; the card's when left out.")] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Copy the weights and the card of a run into the workspace's weights, never over others."""
+    from mmcd.services.training_runs import find_training, register_weights
+
+    path, reference = register_weights(find_training(run), name, version)
+    if json_output:
+        print_json({"card": str(path), "model": reference})
+    else:
+        report(f"Kept {run}", {"model": reference, "card": str(path)})
+
+
 @train_app.command("plot")
 def train_plot(
     run: Annotated[str | None, typer.Argument(help="Name or folder of a finished run; or give --model.")] = None,

@@ -14,6 +14,7 @@ KINDS = {
     "check_scene": "Image check",
     "train": "Training",
     "embed": "Embeddings",
+    "samples": "Sample predictions",
 }
 """Kinds of jobs, for people; a kind without a word is shown as it is."""
 

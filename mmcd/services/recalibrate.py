@@ -5,19 +5,18 @@ and is found as ``NAME@VERSION`` (`mmcd.cards.find_card`), while the bare name g
 """
 
 import math
-import os
-import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmcd.calibration import Method, ScoreCalibration, fit_scores, log_loss
 from mmcd.cards import Card, Decision, find_card, known_cards, read_card, verify_weights, write_card
-from mmcd.errors import DataError, ModelError, StorageError
+from mmcd.errors import DataError, ModelError
 from mmcd.evaluation import ScoreCounts, expected_calibration_error, metrics_at
-from mmcd.geo.cog import atomic_path
 from mmcd.paths import workspace_folder
 from mmcd.services.accuracy import Counts, Measured, card_of
+from mmcd.services.own_weights import copy_weights, write_new
 from mmcd.services.runs import Run
 
 
@@ -90,7 +89,7 @@ def save_calibration(measured: Measured, method: Method, threshold: float) -> tu
         "description": f"{card.description.rstrip()} {_words(card, measured, method)}",
         "training": {**card.training, "calibration": _facts(card, measured, fitted)},
         "metrics": (_figures(measured, fitted, threshold),),
-        "weights": _copy_weights(weights, card).name,
+        "weights": copy_weights(weights, card).name,
     }
     return _write_new(card.model_copy(update=changes), method)
 
@@ -168,15 +167,6 @@ def _figures(measured: Measured, fitted: Fitted, threshold: float) -> dict[str, 
     }
 
 
-def _copy_weights(weights: Path, card: Card) -> Path:
-    """Return a copy of the weight file in the workspace, named by its hash, so that each content is there once."""
-    copy = workspace_folder("weights") / f"{card.name}-{card.sha256[:12]}.safetensors"
-    if not copy.is_file():
-        with atomic_path(copy) as temporary:
-            shutil.copyfile(weights, temporary)
-    return copy
-
-
 def _write_new(card: Card, method: Method) -> tuple[Path, Card]:
     """Write a card under the first version that no card of its name has; two writers never take the same one."""
     base = card.version.partition("-calibrated-")[0]
@@ -189,14 +179,5 @@ def _write_new(card: Card, method: Method) -> tuple[Path, Card]:
         if version in taken or path.exists():
             continue
         fresh = card.model_copy(update={"version": version})
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            write_card(fresh, partial)
-            os.link(partial, path)  # refuses a name that is taken meanwhile
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error.strerror}.", "Check space and rights.") from error
-        finally:
-            partial.unlink(missing_ok=True)
-        return path, read_card(path)
+        if write_new(path, partial(write_card, fresh)):
+            return path, read_card(path)

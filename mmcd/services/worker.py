@@ -8,6 +8,7 @@ from mmcd.progress import Progress
 from mmcd.services.accuracy_data import run_accuracy
 from mmcd.services.embeddings import EmbedRequest, embed, table_path
 from mmcd.services.inference import PredictRequest, predict
+from mmcd.services.run_samples import SamplesRequest, draw_samples
 from mmcd.services.scenes import AddSceneRequest, check_scene
 from mmcd.services.train_job import run_train
 
@@ -42,12 +43,22 @@ def run_embed(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return {"table": table_path(asked).stem if asked.run is None else None, "run": asked.run, **view.facts()}
 
 
+def run_samples(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Draw held-out tiles of a training for the Training page; the result names run and picture.
+
+    Raises:
+        MmcdError: The run or its data are at fault, or the user stopped the job.
+    """
+    return draw_samples(SamplesRequest.checked(**request), progress)
+
+
 HANDLERS: dict[str, Handler] = {
     "predict": run_predict,
     "check_scene": run_check_scene,
     "train": run_train,
     "accuracy": run_accuracy,
     "embed": run_embed,
+    "samples": run_samples,
 }
 
 

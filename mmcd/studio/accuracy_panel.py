@@ -17,33 +17,9 @@ from mmcd.services.runs import Run
 from mmcd.studio import accuracy_charts as charts
 from mmcd.studio import loaders
 from mmcd.studio.address import asked_threshold, keep_threshold
+from mmcd.studio.metric_words import HELP, LABELS
 
 SLIDER, TAKE, METHOD, SAVE = "accuracy-threshold", "accuracy-take", "calibration-method", "calibration-save"
-
-HELP = {
-    "f1": "One figure for both kinds of error: high only if little is missed and few alarms are false. "
-    "The harmonic mean of precision and recall.",
-    "precision": "Of all pixels called changed, the share that is changed. Low: many false alarms.",
-    "recall": "Of all pixels that are changed, the share that is found. Low: much is missed.",
-    "iou": "Found change over everything that is changed or called so. Always lower than F1, same order.",
-    "average_precision": "Precision averaged over all recalls, so it needs no threshold. Calling everything changed "
-    "reaches the share of change, which is why figures of events with more change look better.",
-    "pixel_auc": "How often a changed pixel scores above an unchanged one: 0.5 is chance, 1 is perfect. Forgiving "
-    "where change is rare.",
-    "ece": "How far stated probabilities are from what is observed, on average: of pixels scored 0.8, about 80 % "
-    "should be changed. 0 is honest.",
-    "prevalence": "Share of changed pixels among the labelled ones that were assessed.",
-}
-_LABELS = {
-    "f1": "F1",
-    "precision": "Precision",
-    "recall": "Recall",
-    "iou": "IoU",
-    "average_precision": "Average precision",
-    "pixel_auc": "ROC AUC",
-    "ece": "Calibration error",
-    "prevalence": "Share of change",
-}
 
 
 def threshold_control(measured: Measured, run: Run | None) -> float:
@@ -94,8 +70,8 @@ def threshold_control(measured: Measured, run: Run | None) -> float:
 def figures(measured: Measured, threshold: float) -> None:
     """Draw the figures at the threshold, and those of all thresholds."""
     found = summary(measured.total, threshold)
-    columns = st.columns(len(_LABELS))
-    for column, (name, label) in zip(columns, _LABELS.items(), strict=True):
+    columns = st.columns(len(LABELS))
+    for column, (name, label) in zip(columns, LABELS.items(), strict=True):
         text = f"{found[name]:.1%}" if name == "prevalence" else f"{found[name]:.3f}"
         column.metric(label, text, help=HELP[name])
     st.caption(
@@ -146,7 +122,7 @@ def tables(measured: Measured, threshold: float) -> None:
         st.caption("Probabilities and shares, no unit. A dash: the scores fall into no two classes that way.")
     st.subheader("By event")
     rows = event_rows(measured, threshold)
-    names = {"event": "Event", "pixels": "Pixels", **{name: _LABELS[name] for name in _LABELS}, "best_f1": "Best F1"}
+    names = {"event": "Event", "pixels": "Pixels", **{name: LABELS[name] for name in LABELS}, "best_f1": "Best F1"}
     st.dataframe(_frame(rows, names), hide_index=True, alt="Accuracy of each event", key="event-table")
 
 
@@ -244,7 +220,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _only(*names: str) -> dict[str, str]:
-    return {name: _LABELS[name] for name in names}
+    return {name: LABELS[name] for name in names}
 
 
 def _said(rows: Sequence[dict[str, Any]]) -> str:

@@ -12,7 +12,10 @@ OF_A_SCENE = ("scene", "run", "region", "threshold", "building")
 OF_DATA = ("data", "evaluation", "patches")
 """A data set, what was measured on it, and a set of its patches."""
 
-_GROUPS = (OF_A_SCENE, OF_DATA)
+OF_TRAINING = ("training",)
+"""Trainings that are compared."""
+
+_GROUPS = (OF_A_SCENE, OF_DATA, OF_TRAINING)
 _KEPT, _PAGE = "mmcd_selection", "mmcd_page"
 
 

@@ -97,8 +97,10 @@ def result_link(job: Job) -> tuple[str, Path, dict[str, str]] | None:
     scene, job_query = job.request.get("scene"), {"job": job.id}
     pages: dict[str, tuple[str, str, dict[str, str]]] = {
         "check_scene": ("Open the check", "scenes.py", {"view": "add", **job_query}),
-        "embed": ("Open the embeddings", "embeddings.py", job_query),
-        "train": ("Open the training", "training.py", {"run": str(result["run"])} if "run" in result else job_query),
+        "embed": ("Open the embeddings", "embeddings.py", _picture(result) or job_query),
+        "accuracy": ("Open the accuracy", "accuracy.py", _named(result, "evaluation") or job_query),
+        "train": ("Open the training", "training.py", {"training": result["run"]} if "run" in result else job_query),
+        "samples": ("Open the training", "training.py", {"training": str(job.request.get("run")), **job_query}),
     }
     if scene and "run_id" in result:
         pages["predict"] = ("Open the run on the map", "damage_map.py", {"scene": scene, "run": str(result["run_id"])})
@@ -117,3 +119,13 @@ def _log(job_id: str) -> None:
             st.code("\n".join(lines), language=None, height=260)
         else:
             st.caption("The job has written nothing yet.")
+
+
+def _picture(result: dict[str, Any]) -> dict[str, str]:
+    """Return the address of a picture of patch pairs: of a run or a data set, and how it was laid out."""
+    return _named(result, "run", "table") and _named(result, "run", "table", "method", "what")
+
+
+def _named(result: dict[str, Any], *names: str) -> dict[str, str]:
+    """Return the parts of a result that an address names; empty of a job that has none."""
+    return {name: str(result[name]) for name in names if result.get(name)}
