@@ -27,7 +27,7 @@ from mmcd.commands.terminal import print_json as _print_json
 from mmcd.commands.terminal import report as _report
 from mmcd.commands.terminal import results as _results
 from mmcd.commands.train import train_app
-from mmcd.commands.weights import convert, print_trunks, states_of
+from mmcd.commands.weights import calibrate, convert, print_trunks, states_of
 from mmcd.errors import Cancelled, MmcdError, UsageError
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ for name, group in {
     app.add_typer(group, name=name)
 app.command()(evaluate)
 app.command()(embed)
+weights_app.command("calibrate")(calibrate)
 weights_app.command("convert")(convert)
 
 ImageArgument = Annotated[str, typer.Argument(help="Path, or http(s) address that is downloaded first.")]

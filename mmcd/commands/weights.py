@@ -1,4 +1,4 @@
-"""`mmcd weights`: models and pretrained trunks that are here, and checkpoints that are brought here."""
+"""`mmcd weights`: models and trunks that are here, checkpoints that are brought here, calibrations that are kept."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -66,3 +66,43 @@ def convert(
     for note in converted.notes:
         messages.print(f"note: {escaped(note)}", soft_wrap=True, highlight=False)
     report(f"Converted {converted.card.name}", convert_summary(converted))
+
+
+def calibrate(
+    run: Annotated[str | None, typer.Argument(help="Id or folder of a run of a labelled scene; or --dataset.")] = None,
+    *,
+    method: Annotated[
+        str, typer.Option(help="temperature (one factor) or beta (three numbers, needs more labels).")
+    ] = "temperature",
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Where you cut now, if not at the model's own; the new one cuts at the same place."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="ombria, bright or levir, instead of a run.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model for the data set.")] = None,
+    event: Annotated[str | None, typer.Option(help="One event of the data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the data set, such as val.")] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Folder that `mmcd evaluate --scores` filled: nothing is scored again.")
+    ] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Fit a model's probabilities on labelled scores and keep them as a new version; the old one stays as it is."""
+    from mmcd.services.calibrate import CalibrateRequest
+    from mmcd.services.calibrate import calibrate as fit_and_keep
+
+    of_data = {"dataset": dataset, "root": root, "model": model, "event": event, "split": split, "scores": scores}
+    request = CalibrateRequest.checked(run=run, method=method, threshold=threshold, **of_data)
+    with ProgressBar() as progress:
+        made = fit_and_keep(request, progress)
+    found = made.to_dict()
+    if json_output:
+        print_json(found)
+        return
+    for name in ("before", "after", "held_out"):
+        errors = found.pop(name, None)
+        if errors is not None:
+            found[f"{name.replace('_', ' ')}: calibration error"] = round(errors["ece"], 4)
+            found[f"{name.replace('_', ' ')}: log loss (nats)"] = round(errors["log_loss"], 4)
+    report("Kept as a new version", found)
