@@ -7,6 +7,7 @@ from streamlit.testing.v1 import AppTest
 
 from mmcd.jobs import JobStore, log_path, open_store
 from mmcd.services import job_control
+from mmcd.services.worker import HANDLERS
 from mmcd.studio import jobs_page
 from mmcd.studio.job_details import result_link
 
@@ -167,3 +168,27 @@ def test_every_kind_leads_somewhere(store: JobStore) -> None:
     running = store.get(store.submit("predict", {"scene": "a"}))
     assert result_link(running)[2] == {"scene": "a", "job": running.id}
     assert result_link(store.get(store.submit("predict", {"pre": "a.tif", "post": "b.tif"}))) is None
+    training = store.submit("train", {"config": "a.yaml"})
+    store.finish(training, {"run": "mine"})
+    assert result_link(store.get(training))[1:] == (jobs_page.shipped("pages") / "training.py", {"training": "mine"})
+    for kind in set(HANDLERS) - {"predict"}:
+        link = result_link(store.get(store.submit(kind, {"run": "mine"})))
+        assert link is not None and link[1].is_file(), kind
+
+
+def test_a_finished_measurement_or_picture_is_opened_without_its_job(store: JobStore) -> None:
+    def linked(kind: str, result: dict[str, object] | None) -> tuple[str, dict[str, str]]:
+        job_id = store.submit(kind, {"model": "a", "number": len(store.list())})
+        if result is not None:
+            store.finish(job_id, result)
+        _, page, query = result_link(store.get(job_id))
+        return page.name, query
+
+    assert linked("accuracy", {"evaluation": "0a1b"}) == ("accuracy.py", {"evaluation": "0a1b"})
+    drawn = {"method": "umap", "what": "sar"}
+    facts = {**drawn, "points": 9}
+    assert linked("embed", {"table": "b2", "run": None, **facts}) == ("embeddings.py", {"table": "b2", **drawn})
+    assert linked("embed", {"table": None, "run": "c3", **facts}) == ("embeddings.py", {"run": "c3", **drawn})
+    for kind in ("accuracy", "embed"):
+        page, query = linked(kind, None)
+        assert page.startswith(kind[:5]) and list(query) == ["job"]
