@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader
 
 from mmcd.data.texture import scaled_to_batch
 from mmcd.errors import ConfigError
@@ -20,7 +20,7 @@ from mmcd.models.probe import GroupClassifier
 from mmcd.samplers import GroupBatchSampler
 from mmcd.training.downstream import RunPlace, fit_downstream, make_optimiser
 from mmcd.training.probe_config import GROUP_BANDS, ProbeConfig
-from mmcd.training.probe_features import ProbeFeatures, ProbeImages, Rows, Varied, extract, saco_transform
+from mmcd.training.probe_features import ProbeFeatures, ProbeImages, Rows, extract, saco_transform
 from mmcd.training.trunk_start import start_trunk, trunk_scaling
 
 
@@ -47,9 +47,10 @@ class ProbeTask(L.LightningModule):  # type: ignore[misc]
     Args:
         config: How.
         judge: Loss and figures.
-        features: Makes features of images; None where batches bring features.
+        features: Makes features of images; None where batches bring features. With a frozen trunk, which is no part of
+            the state then.
         sizes: Length of a group's features, and of the textures.
-        seed: Of the dropout.
+        seed: Of the dropout and of how images are varied.
     """
 
     def __init__(
@@ -57,8 +58,11 @@ class ProbeTask(L.LightningModule):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.seed = seed
-        self.config, self.judge, self.features = config, judge, features
+        self.config, self.judge = config, judge
+        self._fixed = (features,) if features is not None and features.trunk.frozen else ()
+        self.features = None if self._fixed else features
         options = config.head
+        self._vary = saco_transform() if options.augment == "saco" else None
         self.head = GroupClassifier(*sizes, judge.classes, options.dropout, options.mean_of)
         self._seen: list[tuple[Tensor, Tensor]] = []
 
@@ -71,14 +75,17 @@ class ProbeTask(L.LightningModule):  # type: ignore[misc]
 
     def forward(self, batch: Sequence[Tensor]) -> Tensor:
         """Return the answers for a batch of images and labels, or of features, textures and labels."""
-        return self.answer(*(batch[:2] if self.features is None else self.features(batch[0])))
+        features = self._fixed[0].to(self.device) if self._fixed else self.features
+        return self.answer(*(batch[:2] if features is None else features(batch[0])))
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Let the dropout depend on seed and step alone, so that a resumed run goes on as it would have."""
+        """Let all that is random depend on seed and step alone, so that a resumed run goes on as it would have."""
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: Sequence[Tensor], _: int) -> Tensor:
         """Return the loss of a batch."""
+        if self._vary is not None:
+            batch = [torch.stack([self._vary(image) for image in batch[0]]), *batch[1:]]
         loss = self.judge.loss(self(batch), batch[-1])
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[-1]))
         return loss
@@ -158,22 +165,19 @@ def run_probe(
 
 def _data(
     config: ProbeConfig, features: ProbeFeatures, images: ProbeImages, part: str, place: RunPlace
-) -> "Rows | Dataset[Any]":
+) -> Rows | ProbeImages:
     """Return what a part is learned from: its features, or the images themselves."""
-    if config.cached:
-        return extract(features, images, config, f"features of {part}", place)
-    varied = config.head.augment == "saco" and part == "train"
-    return Varied(images, saco_transform() if varied else None)
+    return extract(features, images, config, f"features of {part}", place) if config.cached else images
 
 
-def _loader(config: ProbeConfig, data: "Rows | Dataset[Any]", seed: int | None) -> DataLoader[Any]:
+def _loader(config: ProbeConfig, data: Rows | ProbeImages, seed: int | None) -> DataLoader[Any]:
     """Return batches: full ones whose order depends on seed and epoch, or, without a seed, all samples in order."""
     sampler: Any = BatchSampler(range(len(data)), config.trainer.batch_size, drop_last=False)  # type: ignore[arg-type]
     if seed is not None:
         sampler = GroupBatchSampler(["all"] * len(data), config.trainer.batch_size, 1.0, seed)  # type: ignore[arg-type]
     if isinstance(data, Rows):
         return DataLoader(data, batch_sampler=sampler, collate_fn=_as_it_is)  # type: ignore[arg-type]
-    return DataLoader(data, batch_sampler=sampler, num_workers=config.data.workers)
+    return DataLoader(data, batch_sampler=sampler, num_workers=config.data.workers)  # type: ignore[arg-type]
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,12 +1,12 @@
 """Features of whole images: of one image or of groups of bands, textures beside them, in memory where they stay."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from mmcd.data.band_groups import group_places, groups_of, select_groups
@@ -124,25 +124,6 @@ class Rows:
         return self.features[rows], self.textures[rows], self.labels[rows]
 
 
-class Varied(Dataset[Any]):
-    """Images with a transform of their own each time.
-
-    Args:
-        images: The images.
-        transform: Of one image; None leaves them as they are.
-    """
-
-    def __init__(self, images: ProbeImages, transform: Callable[[Tensor], Tensor] | None) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, label = self.images[index]
-        return (image if self.transform is None else self.transform(image)), label
-
-
 def saco_transform() -> v2.Compose:
     """Return what reference system 2 varies images by; its central crop of 64 px leaves 64 px images alone."""
     return v2.Compose(
@@ -165,7 +146,9 @@ def extract(features: ProbeFeatures, images: ProbeImages, config: ProbeConfig, s
     dtype = choose_precision(config.trainer.precision, device)
     features = features.eval().to(device)
     loader: DataLoader[Any] = DataLoader(
-        Varied(images, None), batch_size=FEATURE_BATCH, num_workers=config.data.workers
+        images,  # type: ignore[arg-type]
+        batch_size=FEATURE_BATCH,
+        num_workers=config.data.workers,
     )
     found = []
     for batch, labels in loader:

@@ -266,13 +266,14 @@ def test_a_run_is_kept_and_found_by_its_source(eurosat_tree: Path, workspace: Pa
         train(TrainRequest(config=file, overrides={"data.source": "none"}))
 
 
+@pytest.mark.parametrize("head", ["dropout: 0.5", "augment: saco"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
-    eurosat_tree: Path, workspace: Path, tmp_path: Path
+    eurosat_tree: Path, workspace: Path, tmp_path: Path, head: str
 ) -> None:
     file = tmp_path / "euro.yaml"
     file.write_text(
-        f"task: downstream\nname: whole\ndata: {{source: eurosat, root: {eurosat_tree}}}\nhead: {{dropout: 0.5}}\n"
-        "trainer: {epochs: 5, batch_size: 8, device: cpu, loggers: []}\n"
+        f"task: downstream\nname: whole\ndata: {{source: eurosat, root: {eurosat_tree}}}\nhead: {{{head}}}\n"
+        "trainer: {epochs: 3, batch_size: 8, device: cpu, loggers: []}\n"
     )
     whole = load_file(train(TrainRequest(config=file)).weights or "")
 
@@ -285,6 +286,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
         train(request, stop)
     found = load_file(train(request.model_copy(update={"resume": True})).weights or "")
     assert all(torch.equal(found[name], whole[name]) for name in whole)
+    kept = torch.load(workspace / "training" / "broken" / "last.ckpt", weights_only=False)["state_dict"]
+    assert kept.keys() == {"head.linear.weight", "head.linear.bias"}, "no frozen trunk"
 
 
 def test_optimisers_of_a_task_keep_its_schedule_when_one_value_is_changed() -> None:
