@@ -14,6 +14,8 @@ KINDS = {
     "check_scene": "Image check",
     "train": "Training",
     "embed": "Embeddings",
+    "accuracy": "Accuracy",
+    "samples": "Sample pictures",
     "samples": "Sample predictions",
 }
 """Kinds of jobs, for people; a kind without a word is shown as it is."""
