@@ -15,7 +15,6 @@ KINDS = {
     "train": "Training",
     "embed": "Embeddings",
     "accuracy": "Accuracy",
-    "samples": "Sample pictures",
     "samples": "Sample predictions",
 }
 """Kinds of jobs, for people; a kind without a word is shown as it is."""
