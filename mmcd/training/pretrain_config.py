@@ -82,7 +82,7 @@ class GroupConfig(Config):
     Attributes:
         preset: Whose groups.
         leave_out: Groups of the preset to do without.
-        own: Groups of your own instead of a preset's.
+        own: Groups of your own instead of a preset's, one at least.
         textures: Groups of bands whose textures (LBP) are images too; None are SACo+'s four for ``saco_plus`` and none
             for ``saco``.
         vegetation: Whether NDVI, EVI and SAVI are one more group.
@@ -90,7 +90,7 @@ class GroupConfig(Config):
 
     preset: Preset = "readme"
     leave_out: tuple[str, ...] = ()
-    own: dict[str, tuple[str, str, str]] | None = None
+    own: Annotated[dict[str, tuple[str, str, str]], Field(min_length=1)] | None = None
     textures: dict[str, tuple[str, str, str]] | None = None
     vegetation: bool = False
 
@@ -148,7 +148,7 @@ class PretrainOptimiserConfig(Config):
         momentum: Momentum of SGD.
         weight_decay: Added to the gradient.
         schedule: ``drops`` multiplies the rate by 0.1 at parts of the training, ``cosine`` takes it down to 0.
-        drops: Parts of the training after which it drops; None are 0.6 and 0.8 for SGD and none for Adam.
+        drops: Parts of the training, not epochs, after which it drops; None are 0.6 and 0.8 for SGD and none for Adam.
         warmup: Part of the training in which the rate rises.
     """
 
@@ -157,7 +157,7 @@ class PretrainOptimiserConfig(Config):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float | None = Field(default=None, ge=0)
     schedule: Literal["drops", "cosine"] = "drops"
-    drops: tuple[float, ...] | None = None
+    drops: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
     warmup: float = Field(default=0.0, ge=0, lt=1)
 
 

@@ -314,6 +314,8 @@ def test_a_queue_that_is_no_multiple_of_all_batches_is_refused_at_once(written: 
     [
         ({"data.batch_size": 3}, ConfigError, "even data.batch_size"),
         ({"method": "seco"}, ConfigError, "follows CACo's estimate of change, which seco does not make"),
+        ({"optimiser.drops": [0.6, 160]}, ConfigError, "optimiser.drops.1. .*less than or equal to 1"),
+        ({"method": "saco", "data.change_aware": None, "groups.own": {}}, ConfigError, "groups.own.*at least 1 item"),
         ({"data.window": 64}, ConfigError, "window of 64 px does not fit tiles of 40 px"),
         ({"method": "saco", "data.change_aware": None, "groups.own": None}, DataError, "leave the group 'natural' out"),
         ({"data.batch_size": 32, "momentum.queue": 32}, DataError, "do not fill a batch"),
