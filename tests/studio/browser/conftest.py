@@ -3,12 +3,13 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Browser, Page, Request, Response, expect
 
 from mmcd.services.assets import fetch_assets
 
@@ -29,6 +30,7 @@ class Watched:
         page: The page.
         foreign: Addresses outside this machine that were asked for.
         complaints: Errors of the console and of scripts.
+        refused: Addresses that were answered with an error.
         requests: All addresses, in order.
         sent: Number of messages that the page sent over web sockets.
     """
@@ -36,6 +38,7 @@ class Watched:
     page: Page
     foreign: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     sent: int = 0
 
@@ -43,6 +46,10 @@ class Watched:
         self.requests.append(request.url)
         if urlsplit(request.url).hostname not in (None, "localhost", "127.0.0.1"):
             self.foreign.append(request.url)
+
+    def note_response(self, response: Response) -> None:
+        if response.status >= 400:
+            self.refused.append(response.url)
 
     def note_message(self, text: str) -> None:
         if not any(known in text for known in KNOWN_MESSAGES):
@@ -84,10 +91,20 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def watched(browser: Browser) -> Iterator[Watched]:
     """A fresh window of 1280 × 900 px that is being watched; it may neither complain nor leave this machine."""
+    with watching(browser) as watched:
+        yield watched
+    assert watched.foreign == []
+    assert watched.complaints == []
+
+
+@contextmanager
+def watching(browser: Browser) -> Iterator[Watched]:
+    """A fresh window of 1280 × 900 px that is being watched."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     context.set_default_timeout(PATIENCE_MS)
     watched = Watched(context.new_page())
     context.on("request", watched.note_request)
+    context.on("response", watched.note_response)
     watched.page.on("pageerror", lambda error: watched.note_message(str(error)))
     watched.page.on(
         "console",
@@ -96,5 +113,3 @@ def watched(browser: Browser) -> Iterator[Watched]:
     watched.page.on("websocket", lambda socket: socket.on("framesent", watched.note_sent))
     yield watched
     context.close()
-    assert watched.foreign == []
-    assert watched.complaints == []

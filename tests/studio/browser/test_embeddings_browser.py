@@ -28,6 +28,22 @@ BOX = """plot => {
 }"""
 
 
+# Ends once the plot has its drawing and its last width, and lies still: before that, it cannot be drawn on.
+SETTLED = """plot => new Promise((resolve) => {
+  let [before, same] = ["", 0];
+  const look = () => {
+    const { left, top, width } = plot.getBoundingClientRect();
+    const ready = plot.querySelector("canvas") && Math.abs(plot._fullLayout.width - width) < 2;
+    const now = [left, top, width, plot._fullLayout.width].join();
+    same = ready && now === before ? same + 1 : 0;
+    before = now;
+    if (same < 10) requestAnimationFrame(look);
+    else resolve();
+  };
+  look();
+})"""
+
+
 def map_of(page: Page) -> FrameLocator:
     return page.frame_locator("iframe[title*='st_folium']")
 
@@ -44,20 +60,21 @@ def draw_around(page: Page, box: list[float]) -> None:
 
 def test_what_is_drawn_around_is_on_the_map_and_in_the_gallery(watched, address, prepared):
     page, run_id = watched.page, embedded_run(prepared)
-    page.goto(f"{address}/embeddings?run={run_id}&method=pca&what=sar")
+    page.set_default_timeout(OPEN_MS)
+    page.goto(f"{address}/embeddings?run={run_id}&method=pca&what=sar", wait_until="commit")
     plot = page.locator(".js-plotly-plot")
     expect(plot.locator(".nsewdrag")).to_be_visible(timeout=OPEN_MS)
     outlined = map_of(page).locator("[data-patches]")
     expect(outlined).to_have_attribute("data-patches", "0", timeout=OPEN_MS)
-    page.wait_for_timeout(1000)  # the plot takes its width before it can be drawn on
     plot.scroll_into_view_if_needed()
+    plot.evaluate(SETTLED)
 
     draw_around(page, plot.evaluate(BOX))
     heading = page.get_by_role("heading", name=re.compile("patches selected"))
-    expect(heading).to_be_visible()
+    expect(heading).to_be_visible(timeout=OPEN_MS)
     count = int(re.sub(r"\D", "", heading.inner_text()))
     expect(outlined).to_have_attribute("data-patches", str(count), timeout=OPEN_MS)
-    expect(page.get_by_alt_text(re.compile("^Before and after"))).to_have_count(12)
+    expect(page.get_by_alt_text(re.compile("^Before and after"))).to_have_count(12, timeout=OPEN_MS)
 
     name, pairs = selection(parse_qs(urlsplit(page.url).query)["patches"][0])
     table = read_table(load_run(run_id).embeddings)
