@@ -211,7 +211,7 @@ def test_evaluate_an_event_and_write_its_scores(shared_data: Path, elsewhere: Pa
     for figure in ("pixel_auc", "average_precision", "f1"):
         assert result[figure] == pytest.approx(said[figure], abs=0.01)
     assert result["pixel_auc"] > result["baselines"]["dark_sar"]["pixel_auc"] + 0.05
-    assert result["average_precision"] > 0.765 and result["f1"] > 0.68
+    assert result["average_precision"] > 0.74 and result["f1"] > 0.68
     files = sorted((elsewhere / "scores").glob("*.tif"))
     masks = (root / "2021" / "ALBANIA" / "Sentinel1" / "MASK").glob("*.png")
     assert {path.stem for path in files} == {path.stem.removeprefix("gt_") for path in masks}
