@@ -4,6 +4,7 @@ import streamlit as st
 from streamlit_folium import st_folium
 
 from mmcd.studio.bridge import channel
+from mmcd.studio.ease import SCENE_KEYS, keyboard
 from mmcd.studio.layers import choose_basemap, is_dark
 from mmcd.studio.result_panel import CHANNEL
 from mmcd.studio.run_panel import choose_scene, run_panel
@@ -18,6 +19,7 @@ with controls:
 with picture:
     place = st.container()
     basemap = choose_basemap()
+    keyboard(SCENE_KEYS)
 
 with place, st.spinner("Drawing the map …"):
     st_folium(

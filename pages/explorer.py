@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from mmcd.studio.ease import PICTURE_KEYS, keyboard
 from mmcd.studio.explorer_images import image_explorer
 from mmcd.studio.explorer_patches import patch_explorer
 from mmcd.studio.explorer_source import choose_collection
@@ -30,3 +31,4 @@ view = choice.segmented_control(
     label_visibility="collapsed",
 )
 VIEWS[view](choose_collection())
+keyboard(PICTURE_KEYS)

@@ -10,6 +10,7 @@ from streamlit_folium import st_folium
 from mmcd.studio import catalogue, loaders
 from mmcd.studio.add_panel import add_panel
 from mmcd.studio.bridge import announce, channel
+from mmcd.studio.ease import tour
 from mmcd.studio.layers import choose_basemap, is_dark
 from mmcd.studio.selection import choose_marker, choose_row, chosen_scene, clear_filters, mark_row, open_view
 from mmcd.studio.storage_panel import storage_panel
@@ -33,6 +34,7 @@ with actions, st.container(horizontal=True, horizontal_alignment="right", vertic
     st.button("Add a scene", icon=":material/add_location_alt:", on_click=open_view, args=("add",))
     st.button("Workspace", icon=":material/hard_drive:", on_click=open_view, args=("workspace",))
 
+tour()
 everything = loaders.scenes()
 if not everything:
     st.info(

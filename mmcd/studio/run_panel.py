@@ -19,6 +19,7 @@ from mmcd.services.runs import Run
 from mmcd.studio import loaders
 from mmcd.studio.address import asked_region, forget, keep_building, keep_region, region_bounds
 from mmcd.studio.bridge import channel, map_link
+from mmcd.studio.ease import sample_link
 from mmcd.studio.job_panel import asked_job, start_job, watch_job
 from mmcd.studio.messages import disk, roughly
 from mmcd.studio.result_panel import AGAIN, BUILDINGS, CHANNEL, part_key, result_panel
@@ -58,6 +59,7 @@ def choose_scene() -> Scene:
     if scene_id is None:
         title.title("Analyse a scene")
         st.info("Choose one above, or click one on the Scenes page.", title="No scene is selected.")
+        sample_link()
         st.page_link(shipped("pages") / "scenes.py", label="Go to the Scenes page", icon=":material/public:")
         st.stop()
     if scene_id != asked:

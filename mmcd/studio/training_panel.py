@@ -31,6 +31,17 @@ STATES: dict[RunState, str] = {
 """States with a sign, the cue that needs no colour."""
 
 WIDTHS = {"State": 100, "Run": 260, "Task": 190, "Figure": 170, "Data": 120, "Started (UTC)": 130, "Took": 90}
+_STROKES = {
+    "solid": ("━━", "━━"),
+    "dash": ("━ ", " ━"),
+    "dot": ("┅", "┅"),
+    "dashdot": ("━ ·", "· ━"),
+    "longdash": ("━━ ", " ━━"),
+    "longdashdot": ("━━ ·", "· ━━"),
+}
+_SIGNS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "cross": "✚", "star": "★"}
+"""Dashes and marks of the charts as text, for the legend that stands above all of them."""
+
 _NEVER = ("epoch",)
 _DRAWN_FIRST = ("train/loss", "val/loss", "val/bce")
 _CHARTS_AT_FIRST = 4
@@ -174,26 +185,14 @@ def _progress(runs: Sequence[TrainingRun]) -> None:
 
 
 def _legend(runs: Sequence[TrainingRun]) -> str:
-    """Return what each run looks like in all charts, as HTML: line with its dash, mark and name."""
-    dashes = {
-        "solid": "",
-        "dash": "7 4",
-        "dot": "2 3",
-        "dashdot": "7 3 2 3",
-        "longdash": "12 4",
-        "longdashdot": "12 3 2 3",
-    }
-    signs = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "cross": "✚", "star": "★"}
+    """Return what each run looks like in all charts, as HTML: its dash, its mark and its name."""
     items = []
     for number, run in enumerate(runs):
         colour, dash, mark = look_of(number)
-        line = (
-            f'<svg width="52" height="16" aria-hidden="true"><line x1="0" y1="8" x2="52" y2="8" stroke="{colour}" '
-            f'stroke-width="2.5" stroke-dasharray="{dashes[dash]}"/><text x="26" y="13" text-anchor="middle" '
-            f'font-size="14" fill="{colour}">{signs[mark]}</text></svg>'
-        )
-        items.append(f'<span style="display:inline-flex;gap:6px;align-items:center">{line}{escape(run.name)}</span>')
-    return f'<div style="display:flex;flex-wrap:wrap;gap:4px 22px;font-size:0.875rem">{"".join(items)}</div>'
+        left, right = _STROKES[dash]
+        sign = f'<span style="color:{colour};font-weight:700" aria-hidden="true">{left}{_SIGNS[mark]}{right}</span>'
+        items.append(f"<span>{sign} {escape(run.name)}</span>")
+    return f'<div style="display:flex;flex-wrap:wrap;gap:4px 26px;font-size:0.875rem">{"".join(items)}</div>'
 
 
 def _figures(runs: Sequence[TrainingRun], metrics: Sequence[str]) -> None:

@@ -78,14 +78,14 @@ def _choose_config() -> TrainingConfig | None:
     """Draw the choice of task and file; return what stands there, None while there is none."""
     known = configs()
     tasks = list(dict.fromkeys([*TASK_WORDS, *(each.task for each in known.values())]))
-    left, right = st.columns([4, 3], vertical_alignment="bottom")
-    task = left.segmented_control(
+    task = st.segmented_control(
         "Task", tasks, default="", required=True, format_func=lambda name: TASK_WORDS.get(name, name), key=TASK
     )
     names = [name for name, each in known.items() if each.task == task]
     if st.session_state.get(CONFIG) not in (*names, OWN):
-        st.session_state[CONFIG] = names[0] if names else OWN
-    name = right.selectbox("Configuration", [*names, OWN], key=CONFIG)
+        here = [name for name in names if _has_data(known[name])]
+        st.session_state[CONFIG] = next(iter([*here, *names, OWN]))
+    name = st.selectbox("Configuration", [*names, OWN], key=CONFIG)
     try:
         if name != OWN:
             chosen = known[name]
@@ -103,6 +103,10 @@ def _choose_config() -> TrainingConfig | None:
     with st.expander(f"What {chosen.path.name} says"):
         st.code(chosen.text, "yaml", height=360)
     return chosen
+
+
+def _has_data(chosen: TrainingConfig) -> bool:
+    return chosen.root is None or Path(chosen.root).expanduser().is_dir()
 
 
 def _form(chosen: TrainingConfig) -> TrainRequest | None:

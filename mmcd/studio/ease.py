@@ -1,0 +1,79 @@
+"""What makes the app easy at first: a tour of four sentences, and the keys that work on a page, listed in place."""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import streamlit as st
+
+from mmcd.paths import shipped, workspace
+from mmcd.studio import loaders
+
+TOUR = (
+    "**Scenes**: choose a place on the map or in the table; the simulated ones come with the app.",
+    "**Damage map**: press Run, then drag the threshold and see what counts as changed while you drag.",
+    "**Accuracy**, **Embeddings** and **Explorer**: see how far that can be trusted, and look at the images; "
+    "the scene and the threshold come along.",
+    "**Training** and **Jobs**: train models of your own; long work goes on when this page is closed.",
+)
+"""What the app can do, a sentence a group of pages, in the order in which a newcomer meets them."""
+
+SCENE_KEYS = {
+    "Tab": "to the map, its buttons, the swipe and the sliders, one after the other",
+    "Arrow keys": "move the map, the swipe or the slider that has the focus",
+    "+ and −": "zoom the map that has the focus",
+    "↑ and ↓ in the table of buildings": "the building before or after; the map goes there",
+}
+"""Of the Damage map."""
+
+PICTURE_KEYS = {
+    "N and P": "next and previous picture, or patch",
+    "1 and 2": "flag the picture as cloudy, or as shifted",
+    "U": "undo the last flag",
+    "Mouse wheel or drag": "zoom and move all panels together",
+}
+"""Of the Explorer; keys other than the mouse's work while no field is being typed into."""
+
+_SEEN = "tour-seen"
+
+
+def tour() -> None:
+    """Draw the tour until it is dismissed in this workspace."""
+    if _mark().exists():
+        return
+    with st.container(border=True, key="tour"):
+        text, press = st.columns([6, 1], vertical_alignment="center")
+        text.markdown("\n".join(f"{number}. {sentence}" for number, sentence in enumerate(TOUR, 1)))
+        press.button("Got it", icon=":material/check:", key="tour-dismiss", on_click=_dismiss)
+
+
+def keyboard(keys: Mapping[str, str]) -> None:
+    """Draw the keys of a page, folded.
+
+    Args:
+        keys: What each key does.
+    """
+    with st.expander("Keyboard", icon=":material/keyboard:", key="keyboard"):
+        st.markdown("\n".join(f"- **{key}**: {does}" for key, does in keys.items()))
+
+
+def sample_link(label: str = "Analyse the sample scene") -> None:
+    """Draw the way to a scene that is here without doing anything: a simulated one if there is, else the first."""
+    scenes = loaders.scenes()
+    if scenes:
+        sample = next((scene for scene in scenes if scene.simulated), scenes[0])
+        st.page_link(
+            shipped("pages") / "damage_map.py",
+            label=f"{label}: {sample.title or sample.id}",
+            icon=":material/radar:",
+            query_params={"scene": sample.id},
+        )
+
+
+def _mark() -> Path:
+    return workspace() / _SEEN
+
+
+def _dismiss() -> None:
+    with contextlib.suppress(OSError):  # a workspace that cannot be written shows it again, and says so elsewhere
+        _mark().write_text("", encoding="utf-8")
