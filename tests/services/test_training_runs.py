@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from mmcd.cards import find_card, read_card, weights_dir
@@ -233,3 +234,27 @@ def test_a_board_that_fails_shows_its_last_words(workspace: Path, monkeypatch) -
     assert board.keeper.wait(60) == 1
     assert not board.ready and board.said() == "no"
     boards.stop_board("mlflow")
+
+
+@pytest.mark.slow
+def test_a_real_training_is_listed_with_its_curves_and_its_weights_are_kept(
+    workspace: Path, floods: Path, tmp_path: Path
+) -> None:
+    from mmcd.config import read_yaml
+    from mmcd.services.train_job import run_train
+
+    values = read_yaml(list_configs()["flood-s2s1"].path) | {"name": "tiny", "augment": {"crop": 32}}
+    values["data"] |= {"root": str(floods), "folds": 3, "batch_size": 4}
+    values["model"]["settings"] = {"width": 16, "embedding_dim": 8}
+    values["trainer"] = {"epochs": 2, "device": "cpu", "precision": "fp32", "loggers": ["mlflow"]}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    request = training_request(read_config(path), "tiny", str(floods), {})
+    run_train(request.model_dump(mode="json"), lambda *step: None)
+    run = find_training("tiny")
+    assert run.state == "finished" and run.settings["loss.infonce"] == "0.1"
+    assert len(read_curves(run.ids, ["train/loss"])["train/loss"].step) == 2
+    assert find_card(register_weights(run, "kept", "1")[1])[1].version == "1"
+    assert kept_pictures(folder := run.folder) == () and can_draw(folder)
+    draw_samples(SamplesRequest(run="tiny", samples=2))
+    assert len(kept_pictures(folder)) == 1
