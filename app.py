@@ -9,6 +9,7 @@ from mmcd.errors import MmcdError
 from mmcd.studio.carry import carry_selection
 from mmcd.studio.messages import errors_shown
 from mmcd.studio.routes import STATIC, error_response, raster_routes
+from mmcd.studio.settle import settle
 
 PAGES = Path(__file__).parent / "pages"
 
@@ -37,5 +38,8 @@ if __name__ == "__main__":
         position="top",
     )
     carry_selection(page.url_path)
-    with errors_shown():
-        page.run()
+    try:
+        with errors_shown():
+            page.run()
+    finally:
+        settle(page.url_path)

@@ -5,6 +5,7 @@ Files inside the catalog's folder are referred to relatively, so the folder can 
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from mmcd.geo.grid import Grid
 from mmcd.geo.raster import RasterSource
 
 _FILE = "catalog.json"
+_KEPT = 4096  # parsed scenes in memory at most; each takes some kilobytes
 _ROLES = {"pre": ["data"], "post": ["data"], "label": ["labels"], "footprints": ["labels"]}
 _MEDIA = {
     ".tif": pystac.MediaType.GEOTIFF,
@@ -141,7 +143,7 @@ class Catalog:
         Raises:
             InputError: An item is missing or damaged.
         """
-        return [_scene_of(path, _read_json(path)) for path in self._item_paths()]
+        return [_scene_at(path) for path in self._item_paths()]
 
     def get(self, scene_id: str) -> Scene:
         """Return one scene.
@@ -152,7 +154,7 @@ class Catalog:
         path = self._item_path(scene_id)
         if path not in self._item_paths():
             raise InputError(f"There is no scene {scene_id[:80]!r} in {self.folder}.", "See `mmcd scenes list`.")
-        return _scene_of(path, _read_json(path))
+        return _scene_at(path)
 
     def add(self, scene: Scene) -> None:
         """Add a scene; its files stay where they are.
@@ -271,6 +273,20 @@ def _describe_projection(item: pystac.Item, grid: Grid) -> None:
         projection.wkt2 = grid.crs
     projection.shape = list(grid.shape)
     projection.transform = list(grid.transform)[:6]
+
+
+def _scene_at(path: Path) -> Scene:
+    """Return the scene of an item, parsed again only once its file is another one: pages list all scenes often."""
+    try:
+        status = path.stat()
+    except OSError:
+        return _scene_of(path, _read_json(path))  # says what is wrong
+    return _scene_then(path, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _scene_then(path: Path, state: tuple[int, int, int]) -> Scene:
+    return _scene_of(path, _read_json(path))
 
 
 def _scene_of(path: Path, values: dict[str, Any]) -> Scene:

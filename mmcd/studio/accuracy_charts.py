@@ -94,20 +94,14 @@ def f1_by_threshold(measured: Measured, threshold: float, others: dict[str, floa
     _curve(figure, _CUTS, f1, "F1", MODEL)
     _curve(figure, _CUTS, precision, "Precision", "#009e73", "dash")
     _curve(figure, _CUTS, recall, "Recall", "#b06a9a", "dot")
-    for row, (name, cut) in enumerate(sorted(others.items(), key=lambda item: item[1])):
-        figure.add_vline(x=cut, line={"color": CHANCE, "width": 1, "dash": "dot"})
-        figure.add_annotation(
-            x=cut,
-            y=0.36 - 0.07 * (row % 5),
-            yref="paper",
-            text=name,
-            showarrow=False,
-            xanchor="left",
-            font={"size": 11},
-        )
+    by_cut = sorted(others.items(), key=lambda item: item[1])
+    lines = [_line(cut, CHANCE, 1, "dot") for _, cut in by_cut]
+    common = {"yref": "paper", "showarrow": False, "xanchor": "left", "font": {"size": 11}}
+    names = [common | {"x": cut, "y": 0.36 - 0.07 * (row % 5), "text": name} for row, (name, cut) in enumerate(by_cut)]
+    # All at once: each line or name that is added on its own costs ten milliseconds.
+    figure.update_layout(shapes=[*lines, _line(threshold, CHOSEN, 2, "solid")], annotations=names)
     here = float(f1[threshold_value(threshold) - 1])
     _mark(figure, threshold, here, threshold)
-    figure.add_vline(x=threshold, line={"color": CHOSEN, "width": 2})
     _axes(figure, "Threshold, probability of change", "Share")
     best = int(f1.argmax())
     alt = (
@@ -197,6 +191,12 @@ def _others(baselines: Counts) -> list[tuple[ScoreCounts, str, str]]:
 
 def _curve(figure: go.Figure, x: object, y: object, name: str, colour: str, dash: str = "solid") -> None:
     figure.add_scatter(x=x, y=y, mode="lines", name=name, line={"color": colour, "dash": dash, "width": 2.5})
+
+
+def _line(x: float, colour: str, width: int, dash: str) -> dict[str, object]:
+    """Return a line from the bottom of the panel to its top."""
+    look = {"color": colour, "width": width, "dash": dash}
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "y domain", "line": look}
 
 
 def _points(figure: go.Figure, x: object, y: object, name: str, colour: str, shape: str) -> None:

@@ -104,6 +104,15 @@ def test_two_hundred_scenes_are_read_quickly(catalog: Catalog, scene: Scene) -> 
     assert time.perf_counter() - start < 2
 
 
+def test_an_item_is_parsed_again_only_when_its_file_is_another_one(catalog: Catalog, scene: Scene) -> None:
+    catalog.add(scene)
+    first = catalog.get("ahr")
+    assert catalog.get("ahr") is first and catalog.scenes()[0] is first
+    path = catalog.folder / "ahr" / "ahr.json"
+    path.write_text(path.read_text().replace("Ahr valley", "Ahr Valley"))
+    assert catalog.get("ahr").title == Catalog.open(catalog.folder).scenes()[0].title == "Ahr Valley"
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a b", "-x", "a/b"])
 def test_ids_are_plain_names(catalog: Catalog, scene: Scene, name: str) -> None:
     with pytest.raises(InputError, match="not a scene id"):
