@@ -30,6 +30,9 @@ FEWEST = 10
 """Patch pairs below which a layout means nothing."""
 
 TRUST_NEIGHBOURS = 15
+_LENGTH_TELLS: tuple[What, ...] = ("difference", "sar_features")
+"""Vectors that are no unit vectors: how long they are tells as much as where they point."""
+
 _TSNE_STEPS = (250, 500)
 _TOLD_EVERY = 25
 
@@ -230,9 +233,10 @@ class Measures:
         neighbors: Neighbours that it looks at.
         sample: Points that it looks at.
         total: Points in all.
-        events: For each event the number of labelled pairs that were looked at, the silhouette (Rousseeuw 1987, cosine)
-            of changed against unchanged pairs in it, and that of its pairs against the other events; None where
-            there is only one group.
+        events: For each event the number of labelled pairs that were looked at, the silhouette (Rousseeuw 1987) of
+            changed against unchanged pairs in it, and that of its pairs against the other events; None where there is
+            only one group. Distances are cosine distances of unit vectors, and those in space, which the layouts keep
+            too, of vectors whose length tells something.
     """
 
     trustworthiness: float | None
@@ -257,25 +261,28 @@ def measure(table: EmbeddingTable, layout: Layout, points: Points) -> Measures:
     vectors, pair, _ = stacked_vectors(table, layout.what)
     chosen = _sample(len(vectors), layout.seed)
     near = min(TRUST_NEIGHBOURS, (len(chosen) - 1) // 2)
-    events = _silhouettes(vectors[chosen], table.events[pair[chosen]], table.label[pair[chosen]])
-    return Measures(_trust(vectors[chosen], points[chosen], near), near, len(chosen), len(vectors), events)
+    metric = "euclidean" if layout.what in _LENGTH_TELLS else "cosine"
+    events = _silhouettes(vectors[chosen], table.events[pair[chosen]], table.label[pair[chosen]], metric)
+    return Measures(_trust(vectors[chosen], points[chosen], near, metric), near, len(chosen), len(vectors), events)
 
 
-def _trust(vectors: Points, points: Points, near: int) -> float | None:
+def _trust(vectors: Points, points: Points, near: int, metric: str) -> float | None:
     from sklearn.manifold import trustworthiness
 
     if near < 1:
         return None
-    return round(float(trustworthiness(vectors, points, n_neighbors=near, metric="cosine")), 4)
+    return round(float(trustworthiness(vectors, points, n_neighbors=near, metric=metric)), 4)
 
 
-def _silhouettes(vectors: Points, events: NDArray[np.str_], label: NDArray[np.float32]) -> tuple[dict[str, Any], ...]:
-    apart = _silhouette(vectors, events)
+def _silhouettes(
+    vectors: Points, events: NDArray[np.str_], label: NDArray[np.float32], metric: str
+) -> tuple[dict[str, Any], ...]:
+    apart = _silhouette(vectors, events, metric)
     found = []
     for event in np.unique(events):
         of_event = events == event
         known = of_event & np.isfinite(label)
-        by_change = _silhouette(vectors[known], label[known] >= CHANGED_SHARE)
+        by_change = _silhouette(vectors[known], label[known] >= CHANGED_SHARE, metric)
         found.append(
             {
                 "event": str(event),
@@ -288,13 +295,13 @@ def _silhouettes(vectors: Points, events: NDArray[np.str_], label: NDArray[np.fl
     return tuple(found)
 
 
-def _silhouette(vectors: Points, groups: NDArray[Any]) -> Points | None:
+def _silhouette(vectors: Points, groups: NDArray[Any], metric: str) -> Points | None:
     """Return the silhouette of each vector, shape (M,); None unless there are two groups, one of them of two."""
     from sklearn.metrics import silhouette_samples
 
     if not 2 <= len(np.unique(groups)) < len(groups):
         return None
-    return np.asarray(silhouette_samples(vectors, groups, metric="cosine"), np.float32)
+    return np.asarray(silhouette_samples(vectors, groups, metric=metric), np.float32)
 
 
 def _sample(total: int, seed: int) -> NDArray[np.int64]:

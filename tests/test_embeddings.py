@@ -153,3 +153,13 @@ def test_misclassified_pairs_are_those_whose_score_contradicts_the_label():
 def test_too_few_pairs_are_not_laid_out():
     with pytest.raises(InputError, match="9 patch pairs are too few"):
         lay_out(np.zeros((9, 4), np.float32), Layout(method="pca"))
+
+
+def test_differences_are_told_apart_by_their_length():
+    table, random = table_of(), np.random.default_rng(3)
+    way = np.tile([0.6, 0.8, *[0.0] * 6], (60, 1)) + random.normal(0, 0.01, (60, 8))
+    table.vectors["sar"] = (table.vectors["optical"] + way * np.where(table.label > 0, 1.0, 0.1)[:, None]).astype("f2")
+    layout = Layout(method="pca", what="difference")
+    points = lay_out(stacked_vectors(table, "difference")[0], layout)
+    for line in measure(table, layout, points).events:
+        assert line["change"] > 0.8, "they point the same way and differ in length"

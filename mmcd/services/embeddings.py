@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
+from zipfile import BadZipFile
 
 import geopandas
 import numpy as np
@@ -201,7 +202,7 @@ def find_view(path: Path, layout: Layout) -> View | None:
     try:
         with np.load(kept, allow_pickle=False) as found:
             points, measures = found["points"], json.loads(str(found["measures"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or damaged: it is made anew
         return None
     return _view(read_table(path), layout, points, Measures(**measures | {"events": tuple(measures["events"])}), True)
 
