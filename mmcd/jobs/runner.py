@@ -168,7 +168,10 @@ class _Reporter:
             logger.info("%s %d of %d", stage, done, total)
             self._logged = now
         self._stage, self._written = stage, now
-        self._store.progress(self._job_id, stage, done, total)
+        try:
+            self._store.progress(self._job_id, stage, done, total)
+        except StorageError as error:  # a store that is busy for a while is no reason to lose hours of work
+            logger.warning("progress was not noted: %s", error)
 
 
 @contextlib.contextmanager

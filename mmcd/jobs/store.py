@@ -244,10 +244,12 @@ class JobStore:
         )
 
     def release(self, job_id: str) -> None:
-        """Queue a running job again that its worker had to leave through no fault of the job."""
+        """Queue a running job again that its worker had to leave through no fault of the job; end a cancelled one."""
         self._write(
-            "UPDATE jobs SET state = 'queued', attempt = max(attempt - 1, 0) WHERE id = ? AND state = 'running'",
-            (job_id,),
+            "UPDATE jobs SET state = iif(cancel_requested, 'cancelled', 'queued'),"
+            " finished = iif(cancel_requested, ?, finished), attempt = max(attempt - 1, 0)"
+            " WHERE id = ? AND state = 'running'",
+            (time.time(), job_id),
         )
 
     def recover(self, lane: Lane | None = None) -> int:

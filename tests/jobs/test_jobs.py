@@ -145,6 +145,31 @@ def test_a_queued_job_is_cancelled_at_once_and_a_finished_one_stays_finished(sto
     assert store.get(finished).state == "done"
 
 
+def test_a_cancelled_job_that_its_worker_leaves_does_not_wait_for_the_next_one(store):
+    cancelled, left = store.submit("count", {}), store.submit("count", {})
+    assert {store.claim().id, store.claim().id} == {cancelled, left}
+    store.cancel(cancelled)
+    for job_id in (cancelled, left):
+        store.release(job_id)
+    assert store.get(cancelled).state == "cancelled" and store.get(cancelled).finished is not None
+    assert store.get(left).state == "queued" and store.get(left).finished is None
+
+
+def test_a_store_that_is_busy_for_a_while_costs_no_job(store, monkeypatch):
+    def busy(*_: object) -> None:
+        raise StorageError("The job store cannot be used: database is locked.", "Try again.")
+
+    def work(request: dict, progress: jobs.Progress) -> dict:
+        progress("counting", 0, 1)
+        return {"counted": 1}
+
+    job_id = store.submit("count", {})
+    monkeypatch.setattr(store, "progress", busy)
+    jobs.run_worker(store, {"count": work}, idle_seconds=0.0)
+    assert store.get(job_id).state == "done", store.get(job_id).message
+    assert any("progress was not noted" in line for line in jobs.log_tail(jobs.log_path(store.path, job_id)))
+
+
 def test_a_cancel_survives_the_death_of_the_worker(store):
     job_id = store.submit("count", {})
     store.claim()
