@@ -4,6 +4,7 @@ Fetching and checking is a job: its id is in the address, so a refresh loses nei
 """
 
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -98,7 +99,12 @@ def _uploaded(place: Any, label: str, name: str, known: dict[str, Any]) -> Any:
 
 def _source(given: Any) -> str:
     """Return what was typed, or the path of an upload, which is kept only once it is to be checked."""
-    return given if isinstance(given, str) else str(keep_upload(given.name, given.getvalue()))
+    return _whole(given) if isinstance(given, str) else str(keep_upload(given.name, given.getvalue()))
+
+
+def _whole(text: str) -> str:
+    """Return an address as it is and a path whole: the worker may have been started in another folder than this app."""
+    return text if "://" in text else str(Path(text).expanduser().absolute())
 
 
 def _words(known: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +155,8 @@ def _words(known: dict[str, Any]) -> dict[str, Any]:
         **{name: day.isoformat() if day else None for name, day in days.items()},
         **sensors,
         "licence": licence,
-        "label": label or None,
-        "footprints": footprints or None,
+        "label": _whole(label) if label else None,
+        "footprints": _whole(footprints) if footprints else None,
     }
 
 

@@ -1,5 +1,7 @@
 """Start a job and watch it. Its id is in the address, so a refresh or a shared link loses nothing."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from mmcd.config import Config
@@ -23,7 +25,10 @@ def asked_job() -> Job | None:
 
 def start_job(kind: str, request: Config) -> None:
     """Queue a job, make sure that a worker takes it, and draw the page again with it in the address."""
-    job_id = loaders.jobs().submit(kind, request.model_dump(mode="json", exclude_none=True))
+    # The worker may have been started in another folder than this app.
+    whole = {name: value.absolute() for name, value in request if isinstance(value, Path)}
+    asked = request.model_copy(update=whole).model_dump(mode="json", exclude_none=True)
+    job_id = loaders.jobs().submit(kind, asked)
     ensure_worker(workspace())
     st.query_params["job"] = job_id
     st.rerun()

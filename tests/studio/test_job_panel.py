@@ -24,6 +24,19 @@ def watching(job_id: str) -> None:
         st.text("ended")
 
 
+def starting() -> None:
+    """Ask for a job with a folder as somebody would type it."""
+    from pathlib import Path
+
+    import streamlit as st
+
+    from mmcd.services.accuracy_data import AccuracyRequest
+    from mmcd.studio.job_panel import start_job
+
+    if "job" not in st.query_params:
+        start_job("accuracy", AccuracyRequest(model="m", dataset="ombria", root=Path("floods")))
+
+
 @pytest.fixture
 def store(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> JobStore:
     """The jobs of an empty workspace without a worker."""
@@ -70,3 +83,9 @@ def test_a_job_that_was_taken_up_again_says_so(store: JobStore) -> None:
     store.recover()
     store.claim()
     assert "Taken up again after an interruption (attempt 2)." in captions(drawn(job_id))
+
+
+def test_a_folder_is_the_same_for_a_worker_that_runs_elsewhere(store: JobStore) -> None:
+    page = AppTest.from_function(starting, default_timeout=60).run()
+    assert not page.exception
+    assert store.get(page.query_params["job"]).request["root"] == str(Path("floods").absolute())

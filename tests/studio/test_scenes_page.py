@@ -162,6 +162,17 @@ def test_images_are_checked_before_the_scene_is_added(open_scenes, own):
     assert app.subheader[0].value == "Spring flood"
 
 
+def test_paths_are_those_of_the_app_for_a_worker_that_runs_elsewhere(open_scenes, own):
+    app = open_scenes(view="add")
+    typed = {"add-pre": "a.tif", "add-post": "https://example.org/b.tif", "add-label": "c.tif"}
+    for key, text in typed.items():
+        app.text_input(key=key).set_value(text)
+    press(app, "Check the images")
+    request = open_store(own).list("check_scene")[0].request
+    assert request["pre"] == str(Path("a.tif").absolute()) and request["label"] == str(Path("c.tif").absolute())
+    assert request["post"] == typed["add-post"]
+
+
 def test_a_refused_pair_says_why_and_cannot_be_added(open_scenes, own):
     request = AddSceneRequest(pre=str(own / "none.tif"), post=str(own / "scenes" / "valley" / "post.tif"), id="x")
     store = open_store(own)
