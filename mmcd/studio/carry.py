@@ -9,8 +9,8 @@ import streamlit as st
 OF_A_SCENE = ("scene", "run", "region", "threshold", "building")
 """A scene, and what has a meaning only for it."""
 
-OF_DATA = ("data", "evaluation", "patches")
-"""A data set, what was measured on it, and a set of its patches."""
+OF_DATA = ("data", "evaluation", "table", "patches")
+"""A data set, what was measured on it, the table of its patches, and a set of them."""
 
 OF_TRAINING = ("training",)
 """Trainings that are compared."""
@@ -49,3 +49,4 @@ def choose_scene(scene_id: str) -> None:
         for name in OF_A_SCENE:
             st.query_params.pop(name, None)
     st.query_params["scene"] = scene_id
+    keep_selection()

@@ -67,7 +67,9 @@ class Source:
 def choose_source() -> Source | None:
     """Draw the choice between runs and data sets; return what is chosen, None while there is nothing."""
     job = own_job()
-    of_data = "table" in st.query_params or bool(job is not None and job.request.get("dataset"))
+    # A run or scene that was selected after the data set, on another page, comes first.
+    named = "table" in st.query_params and not {"run", "scene"} & set(st.query_params)
+    of_data = named or bool(job is not None and job.request.get("dataset"))
     kind = st.segmented_control(
         "Show", [RUN, DATASET], default=DATASET if of_data else RUN, required=True, key="embedding-source",
         label_visibility="collapsed",

@@ -75,9 +75,7 @@ def picture_choice(collection: Collection, number: int, keyboard: bool = True) -
     st.session_state["explorer-id"] = collection.pictures[number].id
     steps, count, name = st.columns([4, 2, 5], vertical_alignment="bottom")
     with steps:
-        step_buttons(
-            "picture", (1, 10), lambda by: show_picture(collection, number + by), (number == 0, number == last)
-        )
+        step_buttons("picture", (1, 10), go, (number == 0, number == last), keyboard)
     count.number_input(f"Picture, of {last + 1:,}", 1, last + 1, step=1, key="explorer-number", on_change=jump)
     names = [picture.id for picture in collection.pictures]
     name.selectbox("Id: type to find one", names, key="explorer-id", on_change=find)

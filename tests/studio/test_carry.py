@@ -41,6 +41,10 @@ def test_a_link_to_a_scene_means_that_scene_without_the_run_of_another():
     assert visited(PICKED, {"scene": "coast"}) == {"scene": "coast", "data": "levir-1"}
 
 
+def test_a_table_of_patches_and_what_is_selected_in_it_travel_together():
+    assert visited({"table": "data-1", "patches": "ab"}, {}) == {"table": "data-1", "patches": "ab"}
+
+
 def test_what_is_no_selection_stays_behind():
     assert visited({"view": "add", "scene": "valley"}, {}) == {"scene": "valley"}
 

@@ -57,6 +57,25 @@ def test_the_scenes_are_there_at_first_and_the_selected_one_is_shown(prepared):
     assert "All pixels are shown" in said(page)
 
 
+def test_the_scene_that_was_walked_to_is_the_selected_one_on_the_next_page(prepared):
+    page = opened(scene=prepared.placed.id)
+    page.button("picture-1" if page.button("picture+1").disabled else "picture+1").click().run()
+    scene = page.query_params["scene"]
+    assert scene != prepared.placed.id
+    assert page.session_state["mmcd_selection"]["scene"] == scene
+
+
+def test_one_row_of_buttons_takes_the_keys(towns):
+    def keys(page: AppTest) -> dict[str, str]:
+        return {each.key: each.proto.shortcut.upper() for each in page.button if each.proto.shortcut}
+
+    page = opened(data=towns, view="patches")
+    page.segmented_control("patch-context").set_value(64).run()
+    images, patches = keys(opened(data=towns)), keys(page)
+    assert images["picture+1"] == patches["patch+1"] == "N"
+    assert list(patches.values()).count("N") == list(patches.values()).count("P") == 1
+
+
 def test_pictures_are_walked_jumped_to_and_found_by_id(towns):
     collection = open_collection(towns)
     page = opened(data=towns)
