@@ -35,7 +35,7 @@ class SamplesRequest(Config):
         samples: Tiles to draw, spread evenly over the held-out ones.
     """
 
-    run: str = Field(pattern=r"^[\w.-]+$")
+    run: str = Field(pattern=r"^[\w-][\w.-]*$")
     samples: int = Field(default=6, ge=1, le=50)
 
 

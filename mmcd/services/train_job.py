@@ -41,7 +41,7 @@ def run_name(request: TrainRequest) -> str:
         ConfigError: The file cannot be read, or names none.
     """
     name = request.overrides.get("name", read_yaml(request.config).get("name"))
-    if not isinstance(name, str) or not name or Path(name).name != name:
+    if not isinstance(name, str) or not name or Path(name).name != name or name == "..":
         raise ConfigError(f"{request.config}: `name` is missing or no file name.", "Write name: MY_RUN into it.")
     return name
 

@@ -80,6 +80,6 @@ def test_the_name_of_a_run_comes_from_the_overrides_or_the_file(tmp_path: Path) 
     path.write_text("name: in-the-file")
     assert run_name(TrainRequest(config=path)) == "in-the-file"
     assert run_name(TrainRequest(config=path, overrides={"name": "over"})) == "over"
-    for wrong in ("../away", "", 3, None):
+    for wrong in ("../away", "..", "", 3, None):
         with pytest.raises(ConfigError, match="`name`"):
             run_name(TrainRequest(config=path, overrides={"name": wrong}))
