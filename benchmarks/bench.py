@@ -19,6 +19,7 @@
     m  training images a second of the fusion UNet: trunk frozen, its features kept on disk, and trained too
     n  pretraining images a second from tiles to step against the same step on views that lie ready
     o  texture codes of a batch against scikit-image's
+    p  the pages with 200 scenes, the picture of 10,000 patch pairs, the server's memory after 50 visitors
 
 Each part runs in a process of its own, on one thread where nothing else is said; all share a workspace that is thrown
 away.
@@ -78,6 +79,7 @@ PARTS = (
     Part("m", ("bench_fusion:training",)),
     Part("n", ("bench_pretraining:training",)),
     Part("o", ("bench_pretraining:texture",)),
+    Part("p", tuple(f"bench_workbench:{name}" for name in ("pages", "layout", "scatter", "memory"))),
 )
 
 
