@@ -87,7 +87,7 @@ class VectorFile:
         """Return whether a working file is there and made for these ROIs."""
         try:
             found: tuple[int, ...] = np.load(path, mmap_mode="r").shape
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):  # a process that was killed left it without its head
             return False
         return found == (2, len(origins), length)
 

@@ -10,12 +10,12 @@ from mmcd.embeddings import METHODS, PRESETS, WHATS, Layout, Method, What
 from mmcd.errors import MmcdError
 from mmcd.geo.catalog import Scene
 from mmcd.jobs import Job
-from mmcd.paths import shipped
 from mmcd.services.embeddings import EmbedRequest, View, data_table_path, data_tables, find_view, view_path
 from mmcd.services.runs import Run
 from mmcd.studio import loaders
 from mmcd.studio.carry import keep_selection
 from mmcd.studio.catalogue import finished
+from mmcd.studio.ease import sample_link
 from mmcd.studio.job_panel import asked_job, start_job, watch_job
 
 KIND = "embed"
@@ -186,15 +186,9 @@ def _embeddable(run: Run) -> bool:
 
 
 def _nothing() -> None:
-    """Say how to get a run; offer the first scene that is here, which is a sample."""
+    """Say how to get a run; offer the sample scene."""
     st.info("Run a model on a scene first, or embed the tiles of a data set.", title="There is no run to look into.")
-    for scene in loaders.scenes()[:1]:
-        st.page_link(
-            shipped("pages") / "damage_map.py",
-            label=f"Run a model on {scene.title or scene.id}",
-            icon=":material/map:",
-            query_params={"scene": scene.id},
-        )
+    sample_link()
 
 
 def _dataset() -> Source | None:

@@ -12,10 +12,11 @@ import streamlit as st
 
 from mmcd.errors import InputError
 from mmcd.jobs import Job, JobStore, State, ensure_worker
-from mmcd.paths import shipped, workspace
+from mmcd.paths import workspace
 from mmcd.services import job_control
 from mmcd.services.job_control import kind_words, progress_words, subject
 from mmcd.studio import loaders
+from mmcd.studio.ease import sample_link
 from mmcd.studio.job_details import PLACES, choose_job, job_details
 from mmcd.studio.job_panel import POLL
 from mmcd.studio.messages import duration, errors_shown, roughly, utc
@@ -57,15 +58,7 @@ def _look_for_change(seen: str) -> None:
 
 def _empty() -> None:
     st.info("Analyse a scene, add one or train a model: it is listed here until you delete it.", title="No job yet.")
-    scenes = loaders.scenes()
-    if scenes:
-        sample = next((scene for scene in scenes if scene.simulated), scenes[0])
-        st.page_link(
-            shipped("pages") / "damage_map.py",
-            label=f"Analyse the sample scene: {sample.title or sample.id}",
-            icon=":material/radar:",
-            query_params={"scene": sample.id},
-        )
+    sample_link()
 
 
 def _running(seen: str) -> None:

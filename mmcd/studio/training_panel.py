@@ -203,7 +203,7 @@ def _figures(runs: Sequence[TrainingRun], metrics: Sequence[str]) -> None:
     st.dataframe(frame, hide_index=True, key="training-figures", alt="Latest value of each metric of each run")
     st.caption(
         "Of the last epoch, on each run's own validation tiles: only runs with the same data, fold and split can be "
-        "compared by them. No unit; losses in nats."
+        "compared by them. No unit; cross entropies in nats."
     )
 
 

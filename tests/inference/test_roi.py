@@ -145,6 +145,8 @@ def test_a_working_file_of_other_rois_is_not_taken_up(tmp_path):
     VectorFile(path, origins, 8)
     assert VectorFile.holds(path, origins, 8)
     assert not VectorFile.holds(path, origins[1:], 8)
+    path.with_name("empty").touch()
+    assert not VectorFile.holds(path.with_name("empty"), origins, 8), "killed before it wrote anything"
     path.write_bytes(b"cut")
     assert not VectorFile.holds(path, origins, 8)
 

@@ -203,7 +203,7 @@ def growth(prepared, tmp_path, monkeypatch, optical_pair, optical_card_path, car
     shutil.copytree(prepared.folder, folder)
     monkeypatch.setenv("MMCD_WORKSPACE", str(folder))
     cards = [(path, read_card(path)) for path in (card_path, optical_card_path)]
-    monkeypatch.setattr(loaders, "list_cards", lambda: cards)
+    monkeypatch.setattr(loaders, "known_cards", lambda: cards)
     with RasterSource(optical_pair[1]) as source:
         place = source.grid.geographic_footprint()
     scene = Scene("growth", "Growing town", "", "unknown", "", *optical_pair, gsd=0.5, geometry=place)
