@@ -20,6 +20,7 @@ from mmcd.studio.ease import sample_link
 from mmcd.studio.job_details import PLACES, choose_job, job_details
 from mmcd.studio.job_panel import POLL
 from mmcd.studio.messages import duration, errors_shown, roughly, utc
+from mmcd.studio.selection import mark_rows
 
 PAGE_ROWS = 50
 ALL = "all"
@@ -180,7 +181,8 @@ def _table(store: JobStore, state: State | None, kind: str | None, search: str) 
     page = st.session_state.get(PAGE, 1) if pages > 1 else 1
     listed = store.list(kind, PAGE_ROWS, states=states, search=search, offset=(page - 1) * PAGE_ROWS)
     ids = [job.id for job in listed]
-    _mark(ids)
+    chosen = st.query_params.get("job")
+    mark_rows(TABLE, [ids.index(chosen)] if chosen in ids else [])
     st.dataframe(
         [_row(job) for job in listed],
         hide_index=True,
@@ -206,15 +208,6 @@ def _row(job: Job) -> dict[str, str]:
         "Asked for (UTC)": f"{job.submitted:%Y-%m-%d %H:%M}",
         "Took": duration(job.seconds) if job.state != "queued" else "–",
     }
-
-
-def _mark(ids: Sequence[str]) -> None:
-    """Let the table that is about to be drawn show the chosen job."""
-    chosen = st.query_params.get("job")
-    rows = [ids.index(chosen)] if chosen in ids else []
-    before = st.session_state.get(TABLE)
-    if before is None or before["selection"]["rows"] != rows:
-        st.session_state[TABLE] = {"selection": {"rows": rows, "columns": [], "cells": []}}
 
 
 def _choose_row(ids: Sequence[str]) -> None:

@@ -50,10 +50,19 @@ def mark_row(table_key: str, ids: Sequence[str]) -> None:
         ids: Ids of the table's rows.
     """
     chosen = chosen_scene()
-    rows = [ids.index(chosen)] if chosen in ids else []
+    mark_rows(table_key, [ids.index(chosen)] if chosen in ids else [])
+
+
+def mark_rows(table_key: str, rows: Sequence[int]) -> None:
+    """Let a table that is about to be drawn show some rows as selected, in whichever order they were selected.
+
+    Args:
+        table_key: Key of the table.
+        rows: Which ones.
+    """
     before = st.session_state.get(table_key)
-    if before is None or before["selection"]["rows"] != rows:
-        st.session_state[table_key] = {"selection": {"rows": rows, "columns": [], "cells": []}}
+    if before is None or sorted(before["selection"]["rows"]) != sorted(rows):
+        st.session_state[table_key] = {"selection": {"rows": list(rows), "columns": [], "cells": []}}
 
 
 def open_view(name: str | None = None, scene: str | None = None) -> None:

@@ -12,6 +12,7 @@ from mmcd.services.training_runs import TASK_WORDS, RunState, TrainingRun, diffe
 from mmcd.studio import loaders
 from mmcd.studio.messages import duration, errors_shown, utc
 from mmcd.studio.metric_words import training_help
+from mmcd.studio.selection import mark_rows
 from mmcd.studio.training_charts import AXES, RUNS_AT_MOST, Axis, look_of, metric_chart
 from mmcd.studio.training_source import WATCH, choose_runs, chosen_runs, curves, trainings
 
@@ -55,7 +56,7 @@ def choose_compared() -> list[TrainingRun]:
         with_figures = [name for name in names if known[name].figures]
         choose_runs((with_figures or names)[:FIRST_RUNS])
     chosen = chosen_runs(known)
-    _mark([names.index(name) for name in chosen])
+    mark_rows(TABLE, [names.index(name) for name in chosen])
     st.dataframe(
         [_row(run) for run in known.values()],
         hide_index=True,
@@ -84,13 +85,6 @@ def _row(run: TrainingRun) -> dict[str, str]:
         "Started (UTC)": utc(run.started).removesuffix(" UTC"),
         "Took": duration(run.seconds),
     }
-
-
-def _mark(rows: list[int]) -> None:
-    """Let the table that is about to be drawn show the compared runs."""
-    before = st.session_state.get(TABLE)
-    if before is None or sorted(before["selection"]["rows"]) != sorted(rows):
-        st.session_state[TABLE] = {"selection": {"rows": rows, "columns": [], "cells": []}}
 
 
 def _take(names: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mmcd.jobs import JobStore, log_path, open_store
+from mmcd.paths import shipped
 from mmcd.services import job_control
 from mmcd.services.worker import HANDLERS
 from mmcd.studio import jobs_page
@@ -164,13 +165,13 @@ def test_how_long_the_rest_takes_follows_the_latest_jobs(store: JobStore) -> Non
 
 def test_every_kind_leads_somewhere(store: JobStore) -> None:
     check = store.get(store.submit("check_scene", {"pre": "a.tif", "post": "b.tif"}))
-    assert result_link(check)[1:] == (jobs_page.shipped("pages") / "scenes.py", {"view": "add", "job": check.id})
+    assert result_link(check)[1:] == (shipped("pages") / "scenes.py", {"view": "add", "job": check.id})
     running = store.get(store.submit("predict", {"scene": "a"}))
     assert result_link(running)[2] == {"scene": "a", "job": running.id}
     assert result_link(store.get(store.submit("predict", {"pre": "a.tif", "post": "b.tif"}))) is None
     training = store.submit("train", {"config": "a.yaml"})
     store.finish(training, {"run": "mine"})
-    assert result_link(store.get(training))[1:] == (jobs_page.shipped("pages") / "training.py", {"training": "mine"})
+    assert result_link(store.get(training))[1:] == (shipped("pages") / "training.py", {"training": "mine"})
     for kind in set(HANDLERS) - {"predict"}:
         link = result_link(store.get(store.submit(kind, {"run": "mine"})))
         assert link is not None and link[1].is_file(), kind
