@@ -1,7 +1,7 @@
 """Trainings side by side: which there are, their curves in one chart a metric, their figures and what differs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
 
@@ -110,7 +110,7 @@ def compare(runs: Sequence[TrainingRun]) -> None:
     else:
         shown, axis, logarithmic, smoothing = _controls(metrics)
         live = any(run.state in ("running", "waiting") for run in runs)
-        draw = partial(_charts, [run.name for run in runs], shown, axis, logarithmic, smoothing)
+        draw = partial(_charts, {run.name: run.state for run in runs}, shown, axis, logarithmic, smoothing)
         st.fragment(draw, run_every=WATCH if live else None)()
         _figures(runs, metrics)
     _settings(runs)
@@ -148,10 +148,15 @@ def _controls(metrics: list[str]) -> tuple[list[str], Axis, bool, float]:
     return shown, axis, logarithmic, smoothing
 
 
-def _charts(names: list[str], metrics: list[str], axis: Axis, logarithmic: bool, smoothing: float) -> None:
+def _charts(
+    states: Mapping[str, RunState], metrics: list[str], axis: Axis, logarithmic: bool, smoothing: float
+) -> None:
+    """Draw the curves; the whole page again once a run began or ended, which its table and its parts tell."""
     with errors_shown():
-        known = trainings()
+        known, names = trainings(), list(states)
         runs = [known[name] for name in names if name in known]
+        if any(run.state != states[run.name] for run in runs):
+            st.rerun()
         _progress(runs)
         st.html(_legend(runs))
         found = {run.name: curves(run.ids, tuple(metrics)) for run in runs}

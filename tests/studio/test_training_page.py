@@ -187,3 +187,26 @@ def test_runs_differ_by_dash_and_mark_as_well_as_colour():
     traces = metric_chart("val/ap", dict.fromkeys(names, curve), names, "steps", False, 0.0).figure.data
     for of in (lambda t: t.line.color, lambda t: t.line.dash, lambda t: t.marker.symbol):
         assert len({of(trace) for trace in traces}) == 6
+
+
+def watching() -> None:
+    """Compare runs that seemed to train when the page was drawn first."""
+    from dataclasses import replace
+
+    import streamlit as st
+
+    from mmcd.studio.training_panel import compare
+    from mmcd.studio.training_source import trainings
+
+    runs = list(trainings().values())
+    if "seen" not in st.session_state:
+        st.session_state["seen"] = True
+        runs = [replace(run, state="running") for run in runs]
+    compare(runs)
+    st.text(" ".join(run.state for run in runs))
+
+
+def test_the_whole_page_follows_once_a_watched_training_has_ended(trained):
+    page = AppTest.from_function(watching, default_timeout=60).run()
+    assert not page.exception
+    assert page.text[0].value and "running" not in page.text[0].value
