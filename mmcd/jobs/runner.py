@@ -71,7 +71,7 @@ def run_worker(
             logger.warning("%d job(s) of a worker that died were taken up again", found)
         last_job = time.monotonic()
         while not stop.is_set():
-            job = store.claim(lane)
+            job = _claimed(store, lane)
             if job is not None:
                 _run_job(store, job, handlers, stop)
                 last_job = time.monotonic()
@@ -80,6 +80,15 @@ def run_worker(
             else:
                 stop.wait(POLL_SECONDS)
     return True
+
+
+def _claimed(store: JobStore, lane: Lane | None) -> Job | None:
+    """Take the next job; none while the store cannot be used, which passes more often than not."""
+    try:
+        return store.claim(lane)
+    except StorageError as error:
+        logger.warning("no job was looked for: %s", error)
+        return None
 
 
 def run_lane(store: JobStore, handlers: dict[str, Handler], lane: Lane, idle_seconds: float | None = None) -> bool:

@@ -170,6 +170,21 @@ def test_a_store_that_is_busy_for_a_while_costs_no_job(store, monkeypatch):
     assert any("progress was not noted" in line for line in jobs.log_tail(jobs.log_path(store.path, job_id)))
 
 
+def test_a_worker_outlives_a_store_that_is_busy_while_it_looks_for_a_job(store, monkeypatch):
+    claim, tries = store.claim, []
+
+    def busy_at_first(*asked: object) -> jobs.Job | None:
+        tries.append(asked)
+        if len(tries) == 1:
+            raise StorageError("The job store cannot be used: database is locked.", "Try again.")
+        return claim(*asked)
+
+    job_id = store.submit("count", {})
+    monkeypatch.setattr(store, "claim", busy_at_first)
+    jobs.run_worker(store, {"count": lambda request, progress: {}}, idle_seconds=0.5)
+    assert store.get(job_id).state == "done"
+
+
 def test_a_cancel_survives_the_death_of_the_worker(store):
     job_id = store.submit("count", {})
     store.claim()
