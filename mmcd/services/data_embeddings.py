@@ -92,6 +92,12 @@ def tiles_of(request: DataEmbedRequest) -> list[Tile]:
     return _spread(select_tiles(asked, open_index(asked)), request.tiles)
 
 
+def files_of(tile: Tile) -> list[Path]:
+    """Return the files that the patch pairs of a tile are made from: both images and the label, where there is one."""
+    label = tile.mask if isinstance(tile, OmbriaTile) else tile.label
+    return [tile.pre, tile.post, *([] if label is None else [label])]
+
+
 def data_table(request: DataEmbedRequest, tiles: Sequence[Tile], progress: Progress) -> EmbeddingTable:
     """Return the patch pairs of some tiles with their embeddings.
 

@@ -149,13 +149,13 @@ def table_path(request: EmbedRequest, progress: Progress = silent) -> Path:
 
 
 def _data_path(request: EmbedRequest, progress: Progress) -> Path:
-    from mmcd.services.data_embeddings import DataEmbedRequest, data_table, tiles_of
+    from mmcd.services.data_embeddings import DataEmbedRequest, data_table, files_of, tiles_of
 
     asked = DataEmbedRequest.checked(**request.model_dump(include=set(DataEmbedRequest.model_fields)))
     progress("find tiles", 0, 1)
     tiles = tiles_of(asked)
-    images = [path for tile in tiles for path in (tile.pre, tile.post)]
-    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in images]
+    states = [(path, path.stat()) for tile in tiles for path in files_of(tile)]
+    files = [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
     sha = file_sha256(Path(asked.model)) if is_checkpoint(asked.model) else find_card(asked.model)[1].sha256
     known = asked.model_dump(mode="json", exclude={"device", "model"})
     path = workspace_folder(FOLDER) / f"data-{_hash([known, files, sha])}.parquet"

@@ -1,5 +1,6 @@
 """Pictures of embeddings of runs and data sets: kept, found again, written with their places."""
 
+import shutil
 from pathlib import Path
 
 import geopandas
@@ -91,6 +92,18 @@ def test_tiles_of_floods_are_sampled_over_the_events(floods, building_card_path,
     assert np.isnan(table.lon).all() and np.isnan(table.building).all() and np.isnan(table.built).all()
     with pytest.raises(InputError):
         embeddings.data_table_path("data-0")
+
+
+def test_a_label_that_was_corrected_makes_a_new_table(floods, building_card_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMCD_WORKSPACE", str(tmp_path / "workspace"))
+    root = shutil.copytree(floods, tmp_path / "floods")
+    words = {"dataset": "ombria", "root": str(root), "model": str(building_card_path), "device": "cpu"}
+    request = EmbedRequest.checked(**words, tiles=1, pairs=10, method="pca")
+    before = embeddings.table_path(request)
+    assert embeddings.table_path(request) == before
+    for mask in root.rglob("*mask*.png"):
+        mask.write_bytes(mask.read_bytes() + b" ")
+    assert embeddings.table_path(request) != before
 
 
 @pytest.fixture
