@@ -34,7 +34,6 @@ with actions, st.container(horizontal=True, horizontal_alignment="right", vertic
     st.button("Add a scene", icon=":material/add_location_alt:", on_click=open_view, args=("add",))
     st.button("Workspace", icon=":material/hard_drive:", on_click=open_view, args=("workspace",))
 
-tour()
 everything = loaders.scenes()
 if not everything:
     st.info(
@@ -96,6 +95,7 @@ with right:
     catalogue.removed_note()
     if current is None:
         st.info("Click a marker or a table row.", title="No scene is selected.")
+        tour()
     else:
         with st.container(border=True):
             catalogue.scene_card(current)

@@ -38,13 +38,12 @@ _SEEN = "tour-seen"
 
 
 def tour() -> None:
-    """Draw the tour until it is dismissed in this workspace."""
+    """Draw the tour until it is dismissed in this workspace; beside the map, which it must not push off the screen."""
     if _mark().exists():
         return
     with st.container(border=True, key="tour"):
-        text, press = st.columns([6, 1], vertical_alignment="center")
-        text.markdown("\n".join(f"{number}. {sentence}" for number, sentence in enumerate(TOUR, 1)))
-        press.button("Got it", icon=":material/check:", key="tour-dismiss", on_click=_dismiss)
+        st.markdown("\n".join(f"{number}. {sentence}" for number, sentence in enumerate(TOUR, 1)))
+        st.button("Got it", icon=":material/check:", key="tour-dismiss", on_click=_dismiss)
 
 
 def keyboard(keys: Mapping[str, str]) -> None:
