@@ -9,6 +9,13 @@
   const HATCH = [0xe0ffffff, 0xe0303030]; // ABGR: white and dark stripes, seen on any image and never mistaken for a score
   const OUTLINE = 0xff000000; // ABGR: black around every changed patch, the cue that needs no colour
 
+  /* A press on a map gives it the focus. The page around the frame must not scroll to show all of it: on a low screen
+     the map would move away under the mouse, and the click be lost. */
+  L.Map.addInitHook(function () {
+    const container = this.getContainer();
+    container.focus = () => HTMLElement.prototype.focus.call(container, { preventScroll: true });
+  });
+
   /** Return 256 colours as ABGR words: transparent below the threshold, else the palette's colour of the probability. */
   function lookUpTable(style) {
     const table = new Uint32Array(256);

@@ -14,9 +14,11 @@ def marker_of(page: Page, scene_id: str) -> Locator:
     return map_of(page).locator(f"[data-scene='{scene_id}']")
 
 
-def test_a_slow_press_near_the_edge_of_the_map_selects(watched, address, prepared):
-    """Between press and release the map may neither pan away under the mouse nor make its markers anew."""
+@pytest.mark.parametrize("height", [900, 700])
+def test_a_slow_press_near_the_edge_of_the_map_selects(watched, address, prepared, height):
+    """Between press and release the map may not pan or scroll away under the mouse, nor make its markers anew."""
     page = watched.page
+    page.set_viewport_size({"width": 1280, "height": height})
     page.goto(address)
     marker = marker_of(page, prepared.placed.id)
     marker.hover()
