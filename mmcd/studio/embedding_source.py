@@ -132,7 +132,7 @@ def _offer(source: Source, layout: Layout) -> None:
         reason = source.run.manifest.get("no_embeddings", "It was made before runs kept embeddings.")
         st.info(f"{reason} They can be computed now: the scene is compared again.", title="This run has no embeddings.")
     known: dict[str, Any] = {"run": source.run.id} if source.run else _asked_of(source)
-    words = f"{METHOD_NAMES[layout.method]} of {WHAT_NAMES[layout.what].lower()}"
+    words = f"{METHOD_NAMES[layout.method]}, {WHAT_NAMES[layout.what]}"
     if st.button(f"Compute: {words}", type="primary", icon=":material/play_arrow:", key="embedding-compute"):
         start_job(KIND, EmbedRequest.checked(**known, **layout.model_dump()))
 
