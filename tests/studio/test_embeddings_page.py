@@ -91,7 +91,7 @@ def test_what_was_not_laid_out_yet_is_offered_and_becomes_a_job(run_id, monkeypa
     monkeypatch.setattr("mmcd.studio.job_panel.ensure_worker", lambda workspace: None)
     page = opened(run=run_id, method="tsne", what="difference")
     button = page.button("embedding-compute")
-    assert button.label == "Compute: t-SNE of difference, sar − optical"
+    assert button.label == "Compute: t-SNE, Difference, SAR − optical"
     button.click().run()
     job = open_store(Path(load_run(run_id).folder).parents[1]).get(page.query_params["job"])
     assert job.kind == "embed"
