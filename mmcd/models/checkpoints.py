@@ -166,4 +166,6 @@ def _refused(path: Path, wanted: str | None, error: Exception) -> ModelError:
     if wanted is not None:
         return ModelError(f"{path} asks for {wanted}, which weights do not need.", "Do not use this file.")
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    if "weights_only" in reason:  # torch advises to read it without that guard, which would run what it contains
+        reason = "it is no checkpoint, or holds more than tensors and plain values"
     return ModelError(f"{path} cannot be read: {reason[:200]}.", "Fetch or write the checkpoint again.")

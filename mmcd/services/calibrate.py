@@ -13,7 +13,7 @@ from mmcd.errors import DataError, UsageError
 from mmcd.progress import Progress, silent
 from mmcd.services.accuracy import Measured, measure_run
 from mmcd.services.accuracy_data import AccuracyRequest, DatasetName, load_measured, measure_dataset
-from mmcd.services.exports import find_run
+from mmcd.services.exports import find_run, one_of_run_and_data
 from mmcd.services.recalibrate import fit_calibration, refusal, save_calibration
 from mmcd.services.scenes import get_scene
 
@@ -52,11 +52,8 @@ class CalibrateRequest(Config):
             UsageError: A word is not one of the choices, or not exactly one of a run and a data set is named.
         """
         request = super().checked(**values)
-        if (request.run is None) == (request.dataset is None):
-            raise UsageError("Either a run or a data set must be given.", "Write RUN, or --dataset NAME.")
+        one_of_run_and_data(request.run, request.dataset, request.root, request.model)
         of_data = {name: getattr(request, name) for name in ("root", "model", "event", "split", "scores")}
-        if request.dataset is not None and (request.root is None or request.model is None):
-            raise UsageError("A data set needs its folder and a model.", "Give --root DIR and --model NAME.")
         if request.run is not None and any(value is not None for value in of_data.values()):
             named = ", ".join(f"--{name}" for name, value in of_data.items() if value is not None)
             raise UsageError(f"{named} belongs to a data set, and a run is given.", "Leave it out, or name a data set.")

@@ -21,7 +21,7 @@ from mmcd.geo.cog import atomic_path
 from mmcd.inference.patch_model import is_checkpoint
 from mmcd.paths import workspace_folder
 from mmcd.progress import Progress, silent
-from mmcd.services.exports import find_run
+from mmcd.services.exports import find_run, one_of_run_and_data
 from mmcd.services.run_embeddings import add_embeddings
 from mmcd.services.runs import Run
 from mmcd.services.scenes import get_scene
@@ -70,10 +70,7 @@ class EmbedRequest(Layout):
             UsageError: A word is not one of the choices, or not exactly one of a run and a data set is named.
         """
         request = super().checked(**values)
-        if (request.run is None) == (request.dataset is None):
-            raise UsageError("Either a run or a data set must be given.", "Write RUN, or --dataset NAME.")
-        if request.dataset is not None and (request.root is None or request.model is None):
-            raise UsageError("A data set needs its folder and a model.", "Give --root DIR and --model NAME.")
+        one_of_run_and_data(request.run, request.dataset, request.root, request.model)
         if request.out is not None and request.out.suffix != ".parquet":
             raise UsageError(f"{request.out} is not a .parquet file.", "Give --out a name that ends in .parquet.")
         return request

@@ -81,6 +81,18 @@ class ExportResult:
         return {"what": self.what, "threshold": self.threshold, "paths": paths, "notes": list(self.notes)}
 
 
+def one_of_run_and_data(run: str | None, dataset: str | None, root: Path | None, model: str | None) -> None:
+    """Refuse what names neither a run nor a whole data set, or both.
+
+    Raises:
+        UsageError: Not exactly one of them is named, or a data set's folder or model is missing.
+    """
+    if (run is None) == (dataset is None):
+        raise UsageError("Either a run or a data set must be given.", "Write RUN, or --dataset NAME.")
+    if dataset is not None and (root is None or model is None):
+        raise UsageError("A data set needs its folder and a model.", "Give --root DIR and --model NAME.")
+
+
 def find_run(text: str) -> Run:
     """Return the run with an id, or the run in a folder that ``mmcd infer predict --out`` wrote.
 

@@ -96,7 +96,9 @@ def run_folder(run_id: str) -> Path:
         InputError: The id is not one of ours, for example a path.
     """
     if len(run_id) != 32 or not set(run_id) <= set("0123456789abcdef"):
-        raise InputError(f"{run_id[:40]!r} is not the id of a run.", "Open the run from its scene.")
+        raise InputError(
+            f"{run_id[:40]!r} is not the id of a run.", "Open the run from its scene, or give the folder of a run."
+        )
     return workspace_folder("runs") / run_id
 
 
@@ -108,7 +110,10 @@ def load_run(run_id: str) -> Run:
     """
     folder = run_folder(run_id)
     if not all((folder / part).is_file() for part in RUN_FILES):
-        raise InputError("There is no finished run with this id in the workspace.", "Run the scene again.")
+        raise InputError(
+            "There is no finished run with this id in the workspace.",
+            "Run the scene again, or give the folder that it was written to.",
+        )
     return Run(run_id, folder, json.loads((folder / "manifest.json").read_text()))
 
 

@@ -56,6 +56,34 @@ def keyboard(keys: Mapping[str, str]) -> None:
         st.markdown("\n".join(f"- **{key}**: {does}" for key, does in keys.items()))
 
 
+def titled_view(title: str, names: Mapping[str, str], key: str) -> str:
+    """Draw the title of a page beside the switch of its views; return the view of the address, or the first.
+
+    Args:
+        title: What the page is for.
+        names: Name of each view, for people.
+        key: Key of the switch.
+    """
+
+    def show() -> None:
+        st.query_params["view"] = st.session_state[key]
+
+    asked = st.query_params.get("view", "")
+    st.session_state[key] = asked if asked in names else next(iter(names))
+    words, choice = st.columns([5, 2], vertical_alignment="bottom")
+    words.title(title)
+    view = choice.segmented_control(
+        "View",
+        list(names),
+        format_func=names.__getitem__,
+        required=True,
+        key=key,
+        on_change=show,
+        label_visibility="collapsed",
+    )
+    return str(view)
+
+
 def sample_link(label: str = "Analyse the sample scene") -> None:
     """Draw the way to a scene that is here without doing anything: a simulated one if there is, else the first."""
     scenes = loaders.scenes()

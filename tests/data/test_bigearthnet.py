@@ -38,7 +38,8 @@ def test_patches_come_in_the_order_of_their_lists(bigearthnet_tree: Path, copy: 
 
 
 def test_bands_and_labels_are_torchgeos(bigearthnet_tree: Path) -> None:
-    datasets = pytest.importorskip("torchgeo.datasets")
+    from torchgeo import datasets  # takes seconds
+
     theirs = datasets.BigEarthNet(bigearthnet_tree, "test", bands="s2", num_classes=19)
     folders = index_bigearthnet(bigearthnet_tree).folders["test"]
     assert list(CLASSES) == theirs.class_sets[19]

@@ -12,7 +12,7 @@ import torch
 
 from mmcd.errors import ModelError
 from mmcd.models import plain_checkpoint
-from mmcd.models.checkpoints import Checkpoint, context_siamese, read_checkpoint
+from mmcd.models.checkpoints import Checkpoint, context_siamese, read_checkpoint, read_plain
 from mmcd.models.siamese import ContextSiamese
 
 Weights = dict[str, torch.Tensor]
@@ -132,3 +132,10 @@ def test_other_files_of_torch_are_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ModelError, match=r"no checkpoint of the patch network: it holds conv1\.weight"):
         context_siamese(read_checkpoint(tmp_path / "other.pt"))
+
+
+def test_a_file_that_is_none_gets_no_advice_to_read_it_unguarded(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_text("x\n")
+    with pytest.raises(ModelError, match="it is no checkpoint, or holds more than tensors") as raised:
+        read_plain(tmp_path / "x.pth")
+    assert "weights_only" not in str(raised.value)
