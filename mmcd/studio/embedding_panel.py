@@ -19,6 +19,7 @@ from mmcd.studio.bridge import announce, channel
 from mmcd.studio.embedding_chart import Colour, offered, scatter
 from mmcd.studio.embedding_source import METHOD_NAMES, Source
 from mmcd.studio.messages import errors_shown
+from mmcd.studio.metric_words import PICTURE_HELP
 
 CHANNEL = "embeddings"
 SHOWN = 12
@@ -35,15 +36,6 @@ COLOUR_NAMES: dict[Colour, str] = {
     "branch": "Branch",
     "building": "Buildings",
 }
-TRUST_HELP = (
-    "How far points that are near in the picture are near for the model too: 1 is a faithful picture, below about 0.9 "
-    "do not read much into which point lies beside which."
-)
-SILHOUETTE_HELP = (
-    "From −1 to 1: how much nearer a patch is to its own group than to the next one. *Changed apart*: changed against "
-    "unchanged patches; the higher, the better the model tells them apart in this event. *Event apart*: this event "
-    "against the others; the higher, the more the model sees the place instead of the change."
-)
 
 
 @st.fragment
@@ -203,7 +195,7 @@ def _measures(view: View) -> None:
     found = view.measures
     sample = "" if found.sample == found.total else f" on {found.sample:,} of {found.total:,} points"
     value = "not known" if found.trustworthiness is None else f"{found.trustworthiness:.3f}"
-    st.metric(f"Trustworthiness{sample}", value, help=TRUST_HELP)
+    st.metric(f"Trustworthiness{sample}", value, help=PICTURE_HELP["trustworthiness"])
     names = {
         "event": "Event",
         "pairs": "Patches",
@@ -212,7 +204,7 @@ def _measures(view: View) -> None:
         "event_apart": "Event apart",
     }
     rows = [[_cell(line[key]) for key in names] for line in found.events]
-    st.markdown("**Silhouette by event**", help=SILHOUETTE_HELP)
+    st.markdown("**Silhouette by event**", help=PICTURE_HELP["silhouette"])
     st.dataframe(
         pd.DataFrame(rows, columns=list(names.values())),
         hide_index=True,

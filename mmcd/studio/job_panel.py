@@ -5,6 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from mmcd.config import Config
+from mmcd.errors import InputError
 from mmcd.jobs import Job, ensure_worker
 from mmcd.paths import workspace
 from mmcd.studio import loaders
@@ -14,13 +15,15 @@ POLL = "1s"
 
 
 def asked_job() -> Job | None:
-    """Return the job in the address.
-
-    Raises:
-        InputError: There is none with this id.
-    """
+    """Return the job in the address; without one, or if it was deleted, None, so that the rest of the page is drawn."""
     job_id = st.query_params.get("job")
-    return loaders.jobs().get(job_id) if job_id else None
+    if not job_id:
+        return None
+    try:
+        return loaders.jobs().get(job_id)
+    except InputError as error:
+        st.warning("It was deleted, or the link is of another workspace.", title=error.message)
+        return None
 
 
 def start_job(kind: str, request: Config) -> None:

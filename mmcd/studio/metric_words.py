@@ -56,6 +56,15 @@ TRAINING_HELP = {
 }
 """Of metrics that trainings write, by the last part of their name."""
 
+PICTURE_HELP = {
+    "trustworthiness": "How far points that are near in the picture are near for the model too: 1 is a faithful "
+    "picture, below about 0.9 do not read much into which point lies beside which.",
+    "silhouette": "From −1 to 1: how much nearer a patch is to its own group than to the next one. *Changed apart*: "
+    "changed against unchanged patches; the higher, the better the model tells them apart in this event. *Event "
+    "apart*: this event against the others; the higher, the more the model sees the place instead of the change.",
+}
+"""Of pictures of embeddings."""
+
 
 def training_help(metric: str) -> str | None:
     """Return what a training's metric means; None for one without words.

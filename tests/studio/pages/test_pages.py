@@ -112,13 +112,18 @@ def test_without_a_scene_the_damage_map_asks_for_one(open_page, prepared):
         ({"scene": "atlantis"}, "no scene 'atlantis'"),
         ({"scene": "valley-flood", "run": "../../secret"}, "not the id of a run"),
         ({"scene": "valley-flood", "run": "0" * 32}, "no finished run"),
-        ({"scene": "valley-flood", "job": "nonsense"}, "no such job"),
     ],
 )
 def test_an_address_that_leads_nowhere_says_cause_and_next_step(open_page, prepared, query, said):
     app = open_page("damage_map", **query)
     assert said in alerts(app.error)
     assert "Traceback" not in alerts(app.error)
+
+
+def test_an_address_of_a_deleted_job_says_so_and_the_page_can_be_used(open_page, prepared):
+    app = open_page("damage_map", scene="valley-flood", job="nonsense")
+    assert "no such job" in alerts(app.warning)
+    assert "Run" in [button.label for button in app.button]
 
 
 def test_a_run_of_another_scene_is_not_laid_over_this_one(open_page, prepared):
