@@ -29,6 +29,9 @@ TABLE, STATE, KIND, SEARCH, PAGE = "jobs-table", "jobs-state", "jobs-kind", "job
 WIDTHS = {"State": 90, "Kind": 80, "On": 190, "Why": 210, "Asked for (UTC)": 125, "Took": 80}
 """Pixels of each column: at 1280 px, why a job failed can be read without moving the table."""
 
+WIDTHS_WITHOUT_WHY = {name: width for name, width in WIDTHS.items() if name != "Why"} | {"On": 215}
+"""Where none failed, so that scene and model can be read."""
+
 ICONS: dict[State, str] = {"running": "▶", "queued": "…", "failed": "✕", "done": "✓", "cancelled": "–"}
 """A sign of each state, the cue that needs no colour."""
 
@@ -183,10 +186,12 @@ def _table(store: JobStore, state: State | None, kind: str | None, search: str) 
     ids = [job.id for job in listed]
     chosen = st.query_params.get("job")
     mark_rows(TABLE, [ids.index(chosen)] if chosen in ids else [])
+    widths = WIDTHS if any(job.message for job in listed) else WIDTHS_WITHOUT_WHY
     st.dataframe(
         [_row(job) for job in listed],
         hide_index=True,
-        column_config={name: {"width": width} for name, width in WIDTHS.items()},
+        column_config={name: {"width": width} for name, width in widths.items()},
+        column_order=list(widths),
         height=min(38 + 35 * len(listed), 560),
         on_select=partial(_choose_row, ids),
         selection_mode="single-row",

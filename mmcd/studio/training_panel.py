@@ -61,7 +61,7 @@ def choose_compared() -> list[TrainingRun]:
         [_row(run) for run in known.values()],
         hide_index=True,
         column_config={name: {"width": width} for name, width in WIDTHS.items()},
-        height=min(38 + 35 * len(names), 248),
+        height=min(38 + 35 * len(names), 300),
         on_select=partial(_take, names),
         selection_mode="multi-row",
         key=TABLE,
