@@ -94,7 +94,9 @@ with right:
     current = next((scene for scene in everything if scene.id == chosen_scene()), None)
     catalogue.removed_note()
     if current is None:
-        st.info("Click a marker or a table row.", title="No scene is selected.")
+        asked = chosen_scene()
+        said = "No scene is selected." if asked is None else f"There is no scene {asked[:80]!r}."
+        st.info("Click a marker or a table row.", title=said)
         tour()
     else:
         with st.container(border=True):

@@ -23,13 +23,14 @@ LAYOUTS: dict[DatasetName, str] = {"ombria": "OMBRIA", "bright": "BRIGHT", "levi
 
 def choose_source() -> tuple[Measured, Run | None] | None:
     """Draw the choice of what is measured; return its counts and its run, None while there is nothing."""
-    asked = "evaluation" in st.query_params or _own_job() is not None
+    job = _own_job()
+    asked = job is not None or "evaluation" in st.query_params
     default = DATASET if asked and "run" not in st.query_params else RUN
     source = st.segmented_control(
         "Measure", [RUN, DATASET], default=default, required=True, key="accuracy-source", label_visibility="collapsed"
     )
     if source == DATASET:
-        measured = _dataset()
+        measured = _dataset(job)
         return None if measured is None else (measured, None)
     run = _labelled_run()
     return None if run is None else (_of_run(run.id, str(run.scene_id)), run)
@@ -104,9 +105,8 @@ def _own_job() -> Job | None:
     return job if job is not None and job.kind == KIND else None
 
 
-def _dataset() -> Measured | None:
+def _dataset(job: Job | None) -> Measured | None:
     """Draw progress, the measurements that are kept, and the form of another one; return the chosen measurement."""
-    job = _own_job()
     if job is not None and job.active:
         watch_job(job.id)
         return None

@@ -74,7 +74,7 @@ def choose_source() -> Source | None:
         "Show", [RUN, DATASET], default=DATASET if of_data else RUN, required=True, key="embedding-source",
         label_visibility="collapsed",
     )  # fmt: skip
-    return _dataset() if kind == DATASET else _run()
+    return _dataset(job) if kind == DATASET else _run()
 
 
 def choose_layout() -> Layout:
@@ -100,7 +100,7 @@ def choose_layout() -> Layout:
 
 def picture(source: Source, layout: Layout) -> View | None:
     """Return the picture that was asked for; while there is none, draw the button or the progress of its job."""
-    job = own_job()
+    job = own_job(say=False)
     if job is not None and job.active:
         watch_job(job.id)
         return None
@@ -114,9 +114,9 @@ def picture(source: Source, layout: Layout) -> View | None:
     return None
 
 
-def own_job() -> Job | None:
-    """Return the job of this page in the address."""
-    job = asked_job()
+def own_job(say: bool = True) -> Job | None:
+    """Return the job of this page in the address; ``say`` as in `asked_job`."""
+    job = asked_job(say)
     return job if job is not None and job.kind == KIND else None
 
 
@@ -191,9 +191,8 @@ def _nothing() -> None:
     sample_link()
 
 
-def _dataset() -> Source | None:
+def _dataset(job: Job | None) -> Source | None:
     """Draw the embedded data sets and the form of another one; return the chosen one."""
-    job = own_job()
     if job is not None and job.active:
         watch_job(job.id)
         return None

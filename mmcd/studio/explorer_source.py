@@ -33,9 +33,12 @@ def choose_collection() -> Collection:
         _folder_form()
     collection = _collection(asked)
     if asked == CATALOG and "picture" not in st.query_params:
-        number = collection.number_of(st.query_params.get("scene", ""))
+        scene = st.query_params.get("scene", "")
+        number = collection.number_of(scene)
         if number is not None:  # the scene that is selected on the other pages
             keep_number("picture", number)
+        elif scene:
+            st.warning("The first one is shown. Choose another below.", title=f"There is no scene {scene[:80]!r}.")
     keep_selection()
     return collection
 

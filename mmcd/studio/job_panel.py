@@ -14,15 +14,20 @@ from mmcd.studio.messages import duration, errors_shown, utc
 POLL = "1s"
 
 
-def asked_job() -> Job | None:
-    """Return the job in the address; without one, or if it was deleted, None, so that the rest of the page is drawn."""
+def asked_job(say: bool = True) -> Job | None:
+    """Return the job in the address; without one, or if it was deleted, None, so that the rest of the page is drawn.
+
+    Args:
+        say: Whether to say that it was deleted; one part of a page does, the others that ask again do not.
+    """
     job_id = st.query_params.get("job")
     if not job_id:
         return None
     try:
         return loaders.jobs().get(job_id)
     except InputError as error:
-        st.warning("It was deleted, or the link is of another workspace.", title=error.message)
+        if say:
+            st.warning("It was deleted, or the link is of another workspace.", title=error.message)
         return None
 
 

@@ -49,7 +49,7 @@ def choose_scene() -> Scene:
     titles = {scene.id: scene.title or scene.id for scene in loaders.scenes()}
     names = list(titles)
     title, picker = st.columns([5, 3], vertical_alignment="bottom")
-    asked = st.query_params.get("scene")
+    asked = st.query_params.get("scene") or _scene_of_run()
     if asked is not None and asked not in names:
         loaders.scene(asked)  # raises: an address with an unknown scene says so instead of showing another one
     index = names.index(asked) if asked else None
@@ -66,6 +66,15 @@ def choose_scene() -> Scene:
         st.query_params.from_dict({"scene": scene_id})
     title.title("Find the damage")
     return loaders.scene(scene_id)
+
+
+def _scene_of_run() -> str | None:
+    """Put the scene of the run in the address there too, and return it: a link to a run needs no more."""
+    run_id = st.query_params.get("run")
+    scene_id = loaders.run(run_id).scene_id if run_id else None  # raises: an address with an unknown run says so
+    if scene_id:
+        st.query_params["scene"] = scene_id
+    return scene_id
 
 
 def run_panel(scene: Scene) -> Run | None:

@@ -37,7 +37,7 @@ def one_run(runs: Sequence[TrainingRun]) -> None:
 
 def _samples(run: TrainingRun) -> None:
     """Draw the pictures that a run's folder holds, and offer to make one of its held-out tiles."""
-    job = asked_job()
+    job = asked_job(say=False)
     if job is not None and job.kind == KIND and job.request.get("run") == run.name:
         if job.active:
             watch_job(job.id)

@@ -29,7 +29,7 @@ _DEVICES = ("as in the file", "auto", "cpu", "cuda")
 
 def start_panel() -> None:
     """Draw the progress of the job in the address, and the form."""
-    job = asked_job()
+    job = asked_job(say=False)
     if job is not None and job.kind == KIND:
         if job.active:
             st.subheader(f"Training {job.request['overrides'].get('name') or Path(str(job.request['config'])).stem}")

@@ -112,6 +112,7 @@ def test_without_a_scene_the_damage_map_asks_for_one(open_page, prepared):
         ({"scene": "atlantis"}, "no scene 'atlantis'"),
         ({"scene": "valley-flood", "run": "../../secret"}, "not the id of a run"),
         ({"scene": "valley-flood", "run": "0" * 32}, "no finished run"),
+        ({"run": "nonsense"}, "not the id of a run"),
     ],
 )
 def test_an_address_that_leads_nowhere_says_cause_and_next_step(open_page, prepared, query, said):
@@ -124,6 +125,23 @@ def test_an_address_of_a_deleted_job_says_so_and_the_page_can_be_used(open_page,
     app = open_page("damage_map", scene="valley-flood", job="nonsense")
     assert "no such job" in alerts(app.warning)
     assert "Run" in [button.label for button in app.button]
+
+
+@pytest.mark.parametrize("page", ["accuracy", "embeddings", "training"])
+def test_a_deleted_job_is_said_once_a_page(open_page, prepared, page):
+    app = open_page(page, job="nonsense", **({"view": "start"} if page == "training" else {}))
+    assert alerts(app.warning).count("no such job") == 1
+
+
+def test_a_link_to_a_run_needs_no_scene(open_page, prepared):
+    app = open_page("damage_map", run=prepared.run_id)
+    assert app.query_params["scene"] == "valley-flood"
+    assert "Run again" in app.segmented_control[0].options
+
+
+def test_an_unknown_scene_is_said_where_scenes_are_chosen(open_page, prepared):
+    assert "no scene 'atlantis'" in alerts(open_page("scenes", scene="atlantis").info)
+    assert "no scene 'atlantis'" in alerts(open_page("explorer", scene="atlantis").warning)
 
 
 def test_a_run_of_another_scene_is_not_laid_over_this_one(open_page, prepared):
