@@ -1,6 +1,6 @@
 """Explorer: look through the pictures and patches of data sets and scenes, and flag what is unusable."""
 
-from mmcd.studio.ease import PICTURE_KEYS, keyboard, titled_view
+from mmcd.studio.ease import PATCH_KEYS, PICTURE_KEYS, keyboard, titled_view
 from mmcd.studio.explorer_images import image_explorer
 from mmcd.studio.explorer_patches import patch_explorer
 from mmcd.studio.explorer_source import choose_collection
@@ -10,4 +10,4 @@ NAMES = {"images": "Images", "patches": "Patches"}
 
 view = titled_view("Look through the data", NAMES, "view")
 VIEWS[view](choose_collection())
-keyboard(PICTURE_KEYS)
+keyboard(PATCH_KEYS if view == "patches" else PICTURE_KEYS)

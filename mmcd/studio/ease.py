@@ -27,12 +27,15 @@ SCENE_KEYS = {
 """Of the Damage map."""
 
 PICTURE_KEYS = {
-    "N and P": "next and previous picture, or patch",
+    "N and P": "next and previous picture",
     "1 and 2": "flag the picture as cloudy, or as shifted",
     "U": "undo the last flag",
     "Mouse wheel or drag": "zoom and move all panels together",
 }
-"""Of the Explorer; keys other than the mouse's work while no field is being typed into."""
+"""Of the Explorer's images; keys other than the mouse's work while no field is being typed into."""
+
+PATCH_KEYS = {"N and P": "next and previous patch"}
+"""Of the Explorer's patches; they work while no field is being typed into."""
 
 _SEEN = "tour-seen"
 

@@ -38,7 +38,7 @@ def image_explorer(collection: Collection) -> None:
         )
         st.caption(
             "Drag to pan, scroll to zoom, double-click to fit: all panels move together. "
-            + (f"Every {step} pixels are shown." if step > 1 else "All pixels are shown.")
+            + (f"Of every {step} × {step} pixels one is shown." if step > 1 else "All pixels are shown.")
         )
         if picture.label is not None:
             swatches(legend(picture))

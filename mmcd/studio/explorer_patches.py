@@ -7,7 +7,7 @@ import streamlit as st
 from mmcd.data.patch_index import PatchRules, PatchTable
 from mmcd.errors import MmcdError
 from mmcd.geo.grid import Window
-from mmcd.services.collections import Collection, Picture
+from mmcd.services.collections import CATALOG, Collection, Picture
 from mmcd.services.explore import (
     Which,
     check_window,
@@ -19,31 +19,38 @@ from mmcd.services.explore import (
     patches_of,
     walk,
 )
+from mmcd.studio.carry import choose_scene
 from mmcd.studio.explorer_images import picture_choice
 from mmcd.studio.explorer_panels import TITLES, image_crop, limits_slider, swatches
-from mmcd.studio.explorer_state import asked_number, keep_number, step_buttons
+from mmcd.studio.explorer_state import asked_choice, asked_number, keep_choice, keep_number, step_buttons
 
 _NAMES: dict[Which, str] = {"all": "All", "positive": "Positive: unchanged", "negative": "Negative: damaged"}
 _CONTEXTS = (256, 128, 64)
+_WHICH, _CONTEXT = "patch-which", "patch-context"  # keys of the widgets
 _STEPS = (1, 10, 100)
 
 
 def patch_explorer(collection: Collection) -> None:
     """Draw the patch explorer."""
+    asked_choice("kind", get_args(Which), _WHICH)
+    asked_choice("context", _CONTEXTS, _CONTEXT)
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     with left:
-        which: Which = st.segmented_control(
+        chosen: Which | None = st.segmented_control(
             "Patches",
             get_args(Which),
             format_func=_NAMES.__getitem__,
-            default="all",
             required=True,
-            key="patch-which",
+            key=_WHICH,
+            on_change=keep_choice,
+            args=("kind", "all", _WHICH),
             help="Positive means unchanged here, as in contrastive learning: hardly any damaged pixel in the ROI. In "
             "all figures of accuracy positive means changed.",
         )
+    which: Which = chosen or "all"
     context = right.segmented_control(
-        "Context, px", _CONTEXTS, default=_CONTEXTS[0], required=True, key="patch-context",
+        "Context, px", _CONTEXTS, required=True, key=_CONTEXT,
+        on_change=keep_choice, args=("context", _CONTEXTS[0], _CONTEXT),
         help="Side of the square around the ROI of 16 px; 256 in reference system 0. Patches need all of it.",
     )  # fmt: skip
     rules = PatchRules(context_patch_size=int(context or _CONTEXTS[0]))
@@ -70,6 +77,8 @@ def _patch(collection: Collection, number: int, rules: PatchRules, which: Which)
     keep_number("picture", place[0])
     keep_number("patch", place[1])
     picture = collection.pictures[place[0]]
+    if collection.key == CATALOG:
+        choose_scene(picture.id)
     table = patches_of(picture, rules, which)
     _steps(collection, place, len(table), rules, which)
     _crops(picture, table, place[1], rules)
@@ -119,14 +128,15 @@ def _crops(picture: Picture, table: PatchTable, patch: int, rules: PatchRules) -
             alt = f"{title}: context of the patch at row {facts['row']}, column {facts['col']} of {picture.id}"
             column.image(outlined(panel.pixels, rules), caption=title, width="stretch", alt=alt)
     swatches(legend(picture))
-    _facts(picture, facts, window)
+    _facts(picture, facts, window, rules)
 
 
-def _facts(picture: Picture, facts: dict[str, object], window: Window) -> None:
+def _facts(picture: Picture, facts: dict[str, object], window: Window, rules: PatchRules) -> None:
     building = "yes" if facts["has_building"] else "no"
     st.markdown(
-        f"**{str(facts['kind']).capitalize()}** · damaged share of the ROI {facts['damage_ratio']:.1%} · building "
-        f"{building} · {picture.id} · ROI at row {facts['row']:,}, column {facts['col']:,} · context of "
-        f"{window.width:,} px from row {window.row:,}, column {window.col:,}"
+        f"**{str(facts['kind']).capitalize()}** · damaged share of the ROI {facts['damage_ratio']:.1%} · "
+        f"building on {rules.building_threshold:.0%} of it or more: {building} · {picture.id} · ROI at row "
+        f"{facts['row']:,}, column {facts['col']:,} · context of {window.width:,} px from row {window.row:,}, column "
+        f"{window.col:,}"
     )
     st.caption("The frame is the ROI of 16 px. Keys: N next, P previous patch.")

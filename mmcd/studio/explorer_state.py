@@ -1,6 +1,6 @@
 """Which collection, picture and patch the Explorer shows: all of it is in the address."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import streamlit as st
 
@@ -23,6 +23,27 @@ def asked_number(name: str, below: int) -> int:
 def keep_number(name: str, number: int) -> None:
     """Put a number that is counted from 0 into the address, counted from 1."""
     st.query_params[name] = str(number + 1)
+
+
+def asked_choice(name: str, choices: Sequence[str | int], key: str) -> None:
+    """Let a widget that is about to be drawn show the choice in the address, the first where it holds none of them.
+
+    Args:
+        name: Which part of the address.
+        choices: What can be chosen.
+        key: Key of the widget.
+    """
+    asked = str(st.query_params.get(name, ""))
+    st.session_state[key] = next((choice for choice in choices if str(choice) == asked), choices[0])
+
+
+def keep_choice(name: str, usual: str | int, key: str) -> None:
+    """Put what was just chosen into the address; what is usual is left out."""
+    chosen = st.session_state[key]
+    if chosen == usual:
+        st.query_params.pop(name, None)
+    else:
+        st.query_params[name] = str(chosen)
 
 
 def open_key(key: str) -> None:

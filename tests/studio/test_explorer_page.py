@@ -138,6 +138,7 @@ def test_patches_are_filtered_and_walked_over_the_ends_of_pictures(towns):
     start = next(number for number, count in enumerate(counts) if count)
     assert page.query_params["picture"] == str(start + 1)
     assert "Negative (damaged or changed)" in said(page)
+    assert (page.query_params["kind"], page.query_params["context"]) == ("negative", "64")
     expected = [(number, patch) for number, count in enumerate(counts) for patch in range(count)]
     for key, place in (("patch+100", 100), ("patch+10", 110), ("patch+1", 111), ("patch-10", 101)):
         page.button(key).click().run()
@@ -149,11 +150,26 @@ def test_patches_are_filtered_and_walked_over_the_ends_of_pictures(towns):
     assert [image.proto.imgs[0].caption for image in page.get("image")] == ["Before", "After", "Label"]
 
 
+def test_a_link_to_a_patch_means_the_same_patch(towns):
+    collection = open_collection(towns)
+    page = opened(data=towns, view="patches", kind="negative", context="64", patch="3")
+    assert page.segmented_control("patch-which").value == "negative" and "building on 20% of it" in said(page)
+    assert page.segmented_control("patch-context").value == 64
+    table = patches_of(collection.pictures[int(page.query_params["picture"]) - 1], RULES, "negative")
+    row, col = table.position[int(page.query_params["patch"]) - 1]
+    assert f"ROI at row {row:,}, column {col:,}" in said(page)
+    assert "flag the picture" not in said(page)  # keys that do nothing here are not listed
+    page = opened(data=towns, view="patches", kind="nonsense", context="nonsense")
+    assert page.segmented_control("patch-which").value == "all"
+
+
 def test_no_patch_of_a_kind_is_said(prepared):
     page = opened(view="patches", data="catalog", scene=prepared.loose.id)
     assert f"{prepared.loose.id} has no such patch" in said(page)  # it has no labels: the nearest one is shown
     scenes = open_collection("catalog")
-    assert scenes.pictures[int(page.query_params["picture"]) - 1].label is not None
+    shown = scenes.pictures[int(page.query_params["picture"]) - 1]
+    assert shown.label is not None
+    assert page.query_params["scene"] == shown.id  # the one on the next page
 
 
 def test_a_folder_is_opened_and_a_wrong_one_explained(floods, prepared, tmp_path, monkeypatch):
