@@ -195,7 +195,7 @@ def threshold_rows(measured: Measured, chosen: float) -> list[dict[str, Any]]:
     best = float(np.flatnonzero(f1 == f1.max()).mean().round()) / 254 if f1.max() > 0 else None
     found: list[tuple[str, str, float | None]] = [
         ("Set now", "you", chosen),
-        ("The model's own", "validation data of its training", measured.threshold),
+        ("The model's own", "its validation", measured.threshold),
         ("Best F1", "these labels", best),
     ]
     counts = measured.histogram.tobytes()

@@ -96,7 +96,7 @@ def f1_by_threshold(measured: Measured, threshold: float, others: dict[str, floa
     _curve(figure, _CUTS, recall, "Recall", "#b06a9a", "dot")
     by_cut = sorted(others.items(), key=lambda item: item[1])
     lines = [_line(cut, CHANCE, 1, "dot") for _, cut in by_cut]
-    common = {"yref": "paper", "showarrow": False, "xanchor": "left", "font": {"size": 11}}
+    common = {"yref": "paper", "showarrow": False, "xanchor": "left", "yanchor": "middle", "font": {"size": 11}}
     names = [common | {"x": cut, "y": 0.36 - 0.07 * (row % 5), "text": name} for row, (name, cut) in enumerate(by_cut)]
     # All at once: each line or name that is added on its own costs ten milliseconds.
     figure.update_layout(shapes=[*lines, _line(threshold, CHOSEN, 2, "solid")], annotations=names)
@@ -143,8 +143,15 @@ def reliability_diagram(measured: Measured, calibrated: ScoreCounts | None = Non
     return Chart(figure, alt)
 
 
-def confusion_matrix(measured: Measured, threshold: float) -> Chart:
-    """Return the four outcomes at the threshold that is set, in pixels and as shares of the labels' rows."""
+def confusion_matrix(measured: Measured, threshold: float, dark: bool = False) -> Chart:
+    """Return the four outcomes at the threshold that is set, in pixels and as shares of the labels' rows.
+
+    Args:
+        measured: What was counted.
+        threshold: The threshold that is set.
+        dark: Whether it is drawn on a dark page; the cells let it shine through, which Plotly's own choice of white or
+            black text does not see.
+    """
     four = confusion(measured.total, threshold)
     counts = np.array([[four["hit"], four["missed"]], [four["false"], four["kept"]]], float)
     rows = counts.sum(axis=1, keepdims=True)
@@ -159,7 +166,7 @@ def confusion_matrix(measured: Measured, threshold: float) -> Chart:
             y=["Is changed", "Is unchanged"],
             text=text,
             texttemplate="%{text}",
-            textfont={"size": 15},
+            textfont={"size": 15, "color": "#ffffff" if dark else "#1a1a1a"},
             colorscale=[[0, "rgba(42,147,213,0.08)"], [1, "rgba(42,147,213,0.6)"]],
             zmin=0,
             zmax=1,
@@ -169,7 +176,8 @@ def confusion_matrix(measured: Measured, threshold: float) -> Chart:
             ygap=3,
         )
     )
-    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_layout(height=HEIGHT, margin={"l": 10, "r": 10, "t": 30, "b": 10})
     alt = f"Confusion matrix at {threshold:.3f}, in pixels: " + ", ".join(
         f"{four[name]:,} {words}"

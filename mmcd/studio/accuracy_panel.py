@@ -16,7 +16,8 @@ from mmcd.services.recalibrate import Fitted, fit_calibration, refusal, save_cal
 from mmcd.services.runs import Run
 from mmcd.studio import accuracy_charts as charts
 from mmcd.studio import loaders
-from mmcd.studio.address import asked_threshold, keep_threshold
+from mmcd.studio.address import asked_threshold, keep_threshold, shown_threshold
+from mmcd.studio.layers import is_dark
 from mmcd.studio.metric_words import HELP, LABELS
 
 SLIDER, TAKE, METHOD, SAVE = "accuracy-threshold", "accuracy-take", "calibration-method", "calibration-save"
@@ -33,6 +34,7 @@ def threshold_control(measured: Measured, run: Run | None) -> float:
     rows = {row["name"]: row for row in threshold_rows(measured, measured.threshold) if row["threshold"] is not None}
 
     def put(probability: float) -> None:
+        st.query_params["threshold"] = shown_threshold(probability)
         keep_threshold(threshold_value(probability))
         if run is not None:  # what the Damage map's slider remembers would otherwise win over the address
             st.session_state.pop(f"threshold-{run.id}", None)
@@ -58,7 +60,7 @@ def threshold_control(measured: Measured, run: Run | None) -> float:
     st.pills(
         "Take a threshold",
         names,
-        format_func=lambda name: f"{name} {rows[name]['threshold']:.3f}",
+        format_func=lambda name: f"{name} {shown_threshold(rows[name]['threshold'])}",
         key=TAKE,
         on_change=take,
         help="Best F1 looks at these labels, so it is too good for other scenes. Otsu, Kittler-Illingworth and the "
@@ -106,9 +108,8 @@ def curves(measured: Measured, threshold: float, calibrated: ScoreCounts | None)
 def tables(measured: Measured, threshold: float) -> None:
     """Draw the confusion matrix, the table of thresholds and that of events."""
     left, right = st.columns(2)
-    _chart(
-        left, f"Confusion matrix at {threshold:.3f}", charts.confusion_matrix(measured, threshold), "chart-confusion"
-    )
+    matrix = charts.confusion_matrix(measured, threshold, is_dark())
+    _chart(left, f"Confusion matrix at {threshold:.3f}", matrix, "chart-confusion")
     with right:
         st.subheader("Thresholds, with and without labels")
         rows = threshold_rows(measured, threshold)
@@ -216,6 +217,8 @@ def _cell(name: str, value: Any) -> str:
         return value
     if name == "pixels":
         return f"{value:,}"
+    if name == "threshold":
+        return shown_threshold(value)
     return f"{value:.1%}" if name == "prevalence" else f"{value:.3f}"
 
 
@@ -224,7 +227,7 @@ def _only(*names: str) -> dict[str, str]:
 
 
 def _said(rows: Sequence[dict[str, Any]]) -> str:
-    parts = [f"{row['name']} {row['threshold']:.3f}" for row in rows if row["threshold"] is not None]
+    parts = [f"{row['name']} {shown_threshold(row['threshold'])}" for row in rows if row["threshold"] is not None]
     return "Thresholds: " + ", ".join(parts)
 
 

@@ -54,6 +54,12 @@ def keep_threshold(value: int) -> str:
     return text
 
 
+def shown_threshold(probability: float) -> str:
+    """Return a probability with three digits that name the same stored value, so that what is read is what is set."""
+    value, text = threshold_value(probability), f"{probability:.3f}"
+    return text if threshold_value(float(text)) == value else probability_text(value)
+
+
 def probability_text(value: int) -> str:
     """Return the probability of a stored value with three digits, rounded down so that it names the same value."""
     return f"{(value - 1) * 1000 // 254 / 1000:.3f}"

@@ -78,6 +78,8 @@ def test_a_threshold_that_is_set_goes_into_the_address_and_into_the_figures(prep
     best = max(float(row) for row in page.dataframe[0].value["F1"] if row != "–")
     assert float(metrics(page)["F1"]) == best
     assert page.query_params["threshold"] != "0.700"
+    taken = next(label for label in page.pills("accuracy-take").options if label.startswith("Best F1"))
+    assert taken == f"Best F1 {page.query_params['threshold']}"  # what was read is what is set
 
 
 def test_a_labelled_run_can_be_chosen_here(prepared):
@@ -178,4 +180,6 @@ def test_every_chart_says_its_figures(measured):
     assert len(set(dashes)) == len(dashes)  # told apart without colour
     figure = charts.f1_by_threshold(measured, 0.5, {"Otsu": 0.3}).figure
     assert [shape.x0 for shape in figure.layout.shapes] == [0.3, 0.5]
-    assert "px" not in charts.confusion_matrix(measured, 0.5).figure.data[0].text[0][0]  # areas in ha
+    cells = [charts.confusion_matrix(measured, 0.5, dark).figure.data[0] for dark in (False, True)]
+    assert "px" not in cells[0].text[0][0]  # areas in ha
+    assert [cell.textfont.color for cell in cells] == ["#1a1a1a", "#ffffff"]

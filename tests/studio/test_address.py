@@ -5,7 +5,7 @@ from streamlit.testing.v1 import AppTest
 
 from mmcd.errors import RegionError
 from mmcd.score import threshold_value
-from mmcd.studio.address import probability_text, region_bounds
+from mmcd.studio.address import probability_text, region_bounds, shown_threshold
 from mmcd.studio.messages import disk, roughly
 
 
@@ -70,3 +70,11 @@ def test_expected_times_do_not_pretend_to_be_exact(seconds, said):
 @pytest.mark.parametrize(("size", "said"), [(3, "1 MB"), (16_777_216, "17 MB"), (59_500_000_000, "59.5 GB")])
 def test_disk_has_units(size, said):
     assert disk(size) == said
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"), [(99 / 254, "0.389"), (0.39, "0.390"), (0.5, "0.500"), (1.0, "1.000")]
+)
+def test_a_threshold_is_shown_with_digits_that_set_the_same_one(probability, text):
+    assert shown_threshold(probability) == text
+    assert threshold_value(float(text)) == threshold_value(probability)
