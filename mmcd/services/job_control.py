@@ -1,5 +1,6 @@
 """What a page or a command may do with jobs, and how a job is told to people and programs."""
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from mmcd.errors import InputError
 from mmcd.jobs import Job, JobStore, State, ensure_worker, log_path, log_tail, open_store, worker_alive
 from mmcd.paths import workspace
+from mmcd.services.runs import load_run
 
 KINDS = {
     "predict": "Analysis",
@@ -15,7 +17,7 @@ KINDS = {
     "train": "Training",
     "embed": "Embeddings",
     "accuracy": "Accuracy",
-    "samples": "Sample predictions",
+    "samples": "Predictions",
 }
 """Kinds of jobs, for people; a kind without a word is shown as it is."""
 
@@ -42,12 +44,22 @@ def kind_words(kind: str) -> str:
 def subject(job: Job) -> str:
     """Return what a job works on, one short line: scene, files, run, configuration."""
     asked = job.request
-    named = next((str(asked[key]) for key in ("scene", "run", "dataset") if asked.get(key)), "")
+    named = str(asked.get("scene") or _run_words(asked.get("run")) or asked.get("dataset") or "")
     if not named and asked.get("config"):
         named = str(asked.get("overrides", {}).get("name") or Path(str(asked["config"])).stem)
     if not named:
         named = " → ".join(Path(str(asked[key])).name for key in ("pre", "post") if asked.get(key))
     return " · ".join(part for part in (named, str(asked.get("model") or asked.get("method") or "")) if part) or "–"
+
+
+def _run_words(run: str | None) -> str:
+    """Return what a run is known by: its scene, the beginning of its id, or the name that a training was given."""
+    if not run or re.fullmatch("[0-9a-f]{32}", run) is None:
+        return run or ""
+    try:
+        return load_run(run).scene_id or run[:8]
+    except InputError:  # it was removed
+        return run[:8]
 
 
 def progress_words(job: Job) -> str:

@@ -45,7 +45,7 @@ def job_details(store: JobStore) -> None:
         if job.active:
             st.fragment(_log, run_every=POLL)(job.id)
         else:
-            _log(job.id)
+            _log(job.id, expanded=job.state != "failed")  # cause and next step stand above; the log holds a traceback
 
 
 def _story(job: Job) -> None:
@@ -111,12 +111,12 @@ def result_link(job: Job) -> tuple[str, Path, dict[str, str]] | None:
     return (label, page, query) if name and page.is_file() else None
 
 
-def _log(job_id: str) -> None:
+def _log(job_id: str, expanded: bool = True) -> None:
     """Draw the end of a job's log."""
     lines = job_control.job_log(job_id)
-    with st.expander("Log", expanded=True, key="job-log"):
+    with st.expander("Log", expanded=expanded, key=f"job-log-{expanded}"):
         if lines:
-            st.code("\n".join(lines), language=None, height=260)
+            st.code("\n".join(lines), language=None, height=260, wrap_lines=True)
         else:
             st.caption("The job has written nothing yet.")
 

@@ -26,7 +26,7 @@ PAGE_ROWS = 50
 ALL = "all"
 TABLE, STATE, KIND, SEARCH, PAGE = "jobs-table", "jobs-state", "jobs-kind", "jobs-search", "jobs-page"
 
-WIDTHS = {"State": 90, "Kind": 80, "On": 190, "Why": 210, "Asked for (UTC)": 125, "Took": 80}
+WIDTHS = {"State": 90, "Kind": 95, "On": 190, "Why": 210, "Asked for (UTC)": 125, "Took": 80}
 """Pixels of each column: at 1280 px, why a job failed can be read without moving the table."""
 
 WIDTHS_WITHOUT_WHY = {name: width for name, width in WIDTHS.items() if name != "Why"} | {"On": 215}

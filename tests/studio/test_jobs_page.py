@@ -1,5 +1,6 @@
 """The Jobs page by its widgets: empty, full, long; cancel, retry, delete, open the result."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,20 @@ def test_a_finished_job_leads_to_its_result_and_is_deleted(store: JobStore, link
     assert store.list() == []
     assert "job" not in app.query_params
     assert "No job yet." in texts(app)
+
+
+def test_a_run_is_known_by_its_scene_and_the_log_of_a_failure_is_folded(
+    prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: list
+) -> None:
+    shutil.copytree(prepared.folder / "runs", tmp_path / "runs")
+    monkeypatch.setenv("MMCD_WORKSPACE", str(tmp_path))
+    store = open_store(tmp_path)
+    ids = [store.submit("embed", {"run": run, "method": "pca"}) for run in (prepared.run_id, "0" * 32, "my-training")]
+    for _ in ids:
+        store.fail(store.claim("quick", gpu=False).id, "The disk is full.")
+    app = drawn(job=ids[0])
+    assert listed(app) == ["my-training · pca", "00000000 · pca", "valley-flood · pca"]
+    assert not next(part for part in app.expander if part.label == "Log").proto.expanded
 
 
 def test_a_link_to_a_job_that_is_gone_says_so_and_the_page_stays(store: JobStore) -> None:
