@@ -3,6 +3,7 @@
 import streamlit as st
 from streamlit_folium import st_folium
 
+from mmcd.inference.roi import MOST_ROIS
 from mmcd.studio.bridge import channel
 from mmcd.studio.embedding_panel import CHANNEL, picture_panel
 from mmcd.studio.embedding_source import choose_layout, choose_source, picture
@@ -10,7 +11,10 @@ from mmcd.studio.layers import MapCall, is_dark
 from mmcd.studio.scene_map import scene_map
 
 st.title("See how the model groups the patches")
-st.caption("Each point is a square of 16 × 16 pixels before and after. Points that lie near look alike to the model.")
+st.caption(
+    "Each point is a square of 16 × 16 pixels before and after. Points that lie near look alike to the model. "
+    f"Of a scene with more than {MOST_ROIS:,} squares, so many are taken, spread evenly over it."
+)
 
 source = choose_source()
 if source is None:

@@ -52,7 +52,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         value=(),
         min_value=FIRST_DAY,
         max_value=datetime.now(UTC).date(),
-        width=230,
+        width=250,
         bind="query-params",
         key="days",
         help="Day of the image after the event, UTC.",

@@ -87,7 +87,8 @@ def choose_layout() -> Layout:
         "Method", METHODS, format_func=METHOD_NAMES.__getitem__, key="embedding-method", required=True, help=METHOD_HELP
     )
     right.selectbox("Vectors", WHATS, format_func=WHAT_NAMES.__getitem__, key="embedding-what")
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption("Plots of the reference system:", width="content")
         for preset in PRESETS:
             st.button(
                 preset.title, key=f"preset-{preset.what}", help=preset.help, icon=":material/auto_awesome:",

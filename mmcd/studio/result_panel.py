@@ -30,7 +30,7 @@ def result_panel(scene: Scene, run: Run, run_again: Callable[[], None]) -> None:
     with errors_shown():
         said = notice_of_run(run.manifest["model"], loaders.cards())
         if said:
-            st.markdown(f":orange-background[:material/science: {said}]")
+            st.markdown(f":orange-background[:material/science: {_named(said, run)}]")
         text = _threshold(scene, run)
         buildings = has_buildings(scene, run)
         parts = [BUILDINGS, DOWNLOAD, AGAIN, ABOUT] if buildings else [DOWNLOAD, AGAIN, ABOUT]
@@ -51,6 +51,12 @@ def result_panel(scene: Scene, run: Run, run_again: Callable[[], None]) -> None:
             run_again()
         else:
             _about(run)
+
+
+def _named(said: str, run: Run) -> str:
+    """Return a sentence of a model's card with the model's name for "It", which nothing before it tells."""
+    model = run.manifest["model"]
+    return said.replace("It ", f"{model['name']} {model['version']} ", 1) if said.startswith("It ") else said
 
 
 def has_buildings(scene: Scene, run: Run | None) -> bool:

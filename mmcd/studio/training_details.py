@@ -50,7 +50,7 @@ def _samples(run: TrainingRun) -> None:
             start_job(KIND, SamplesRequest(run=run.name))
     pictures = kept_pictures(run.folder)
     for path in pictures:
-        st.image(path.read_bytes(), caption=path.name, width="stretch", alt=f"Predictions of {run.name}: {path.stem}")
+        st.image(path.read_bytes(), caption=path.name, width="content", alt=f"Predictions of {run.name}: {path.stem}")
     shown = panels(run.folder, _moment(run)) if has_panels(run.folder) else ()
     for place, picture in zip(st.columns(max(len(shown), 1)), shown, strict=False):
         place.image(picture.content, caption=picture.title, alt=f"{picture.title} of {run.name}")

@@ -215,7 +215,13 @@ def _settings(runs: Sequence[TrainingRun]) -> None:
     if not rows:
         st.caption("These runs have the same settings.")
         return
-    st.dataframe(pd.DataFrame(rows), hide_index=True, key="training-settings", alt="Settings in which the runs differ")
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        column_config={"Setting": {"width": 240}},
+        key="training-settings",
+        alt="Settings in which the runs differ",
+    )
     data = [row["Setting"] for row in rows if row["Setting"] in ("data.root", "data.fold", "data.event", "data.source")]
     if data:
         st.caption(f":material/warning: Not the same validation tiles ({', '.join(data)}): curves tell no winner.")

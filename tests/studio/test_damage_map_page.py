@@ -159,6 +159,16 @@ def test_buildings_that_a_model_marks_are_shown_and_said_to_be_its_own(prepared,
     assert "Buildings (GeoPackage)" in links
 
 
+def test_what_a_card_says_of_it_names_the_model(prepared, marked):
+    path = run_path(marked, "manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["model"]["notice"] = "It learned from simulated scenes only."
+    path.write_text(json.dumps(manifest))
+    page = opened(scene=prepared.loose.id, run=marked)
+    assert not page.exception
+    assert any("ramp 1 learned from simulated scenes only." in part.value for part in page.markdown)
+
+
 def test_a_model_that_sees_no_building_is_no_error(prepared, marked):
     run = load_run(marked)
     with rasterio.open(run.evidence, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as file:
