@@ -12,8 +12,8 @@ VENV := .venv
 # Always `python -m`: scripts in .venv/bin name the folder they were installed in and break when it moves.
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check $(if $(LOCKED),--constraint requirements.lock)
-# Two processes of one thread each: most tests keep one core busy.
-PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup
+# Two processes of one thread each: most tests keep one core busy. What goes where is said in tests/conftest.py.
+PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INPUTS := requirements.txt pyproject.toml hatch_build.py Makefile
 
 help: ## list what can be made

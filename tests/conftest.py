@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,9 @@ from mmcd.services.simulate_bright import simulate_bright
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 PAIR_SIZE = (700, 900)
+BROWSER = "tests/studio/browser/"
+LONGEST = (BROWSER, "tests/test_cli.py")
+"""What runs first: begun last, one process would wait for the other."""
 
 Slices = tuple[slice, slice]
 
@@ -45,12 +49,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.get_terminal_writer().line(f"{reason}: {len(affected)} tests marked {marker!r} are deselected")
         config.hook.pytest_deselected(items=affected)
         items[:] = [item for item in items if item not in affected]
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        # In parallel, what a module prepares is prepared once, and one browser at a time is measured and looked at.
-        group = "browser" if item.get_closest_marker("browser") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Keep a module in one process, so that what it prepares is prepared once, and all browsers in the same one.
+
+    Not by `xdist_group`: pytest-xdist 3.8 marks node ids in a way that pytest 9.2 no longer reads, and silently hands
+    out single tests.
+    """
+    from xdist.scheduler import LoadFileScheduling  # only where tests run in parallel
+
+    class ModulesTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return BROWSER if nodeid.startswith(BROWSER) else nodeid.split("::", 1)[0]
+
+    return ModulesTogether(config, log)
 
 
 @pytest.fixture(autouse=True)
