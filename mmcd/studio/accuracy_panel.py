@@ -31,7 +31,8 @@ def threshold_control(measured: Measured, run: Run | None) -> float:
         run: The run it was counted of; None of a data set.
     """
     value = asked_threshold(threshold_value(measured.threshold))
-    rows = {row["name"]: row for row in threshold_rows(measured, measured.threshold) if row["threshold"] is not None}
+    found = [row for row in threshold_rows(measured, measured.threshold) if row["name"] != "Set now"]
+    rows = {row["name"]: row for row in found if row["threshold"] is not None}
 
     def put(probability: float) -> None:
         st.query_params["threshold"] = shown_threshold(probability)
@@ -56,10 +57,9 @@ def threshold_control(measured: Measured, run: Run | None) -> float:
         on_change=lambda: put(st.session_state[SLIDER]),
         help="The same threshold as on the Damage map. Pixels that score at least this count as changed.",
     )
-    names = [name for name in rows if name != "Set now"]
     st.pills(
         "Take a threshold",
-        names,
+        list(rows),
         format_func=lambda name: f"{name} {shown_threshold(rows[name]['threshold'])}",
         key=TAKE,
         on_change=take,

@@ -69,6 +69,7 @@ def test_the_run_of_the_damage_map_is_measured_at_its_threshold(prepared, measur
 def test_a_threshold_that_is_set_goes_into_the_address_and_into_the_figures(prepared):
     page = opened(scene=prepared.placed.id, run=prepared.run_id)
     before = metrics(page)["F1"]
+    assert page.pills("accuracy-take").value == "The model's own"
     page.slider("accuracy-threshold").set_value(0.7).run()
     assert not page.exception
     assert page.query_params["threshold"] == "0.700"
