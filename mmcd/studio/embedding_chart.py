@@ -16,6 +16,12 @@ COLOURS: tuple[Colour, ...] = get_args(Colour)
 BUILDING_SHARE = 0.2
 """Share of building pixels from which a patch has a building, as in the reference system."""
 
+FEW = 12
+"""Selected pairs up to which each is drawn larger: one among thousands of pale points would not be found."""
+
+# Plotly makes the others pale by itself only where nothing is said of the selected ones.
+_LARGER = {"selected": {"marker": {"size": 14, "opacity": 1}}, "unselected": {"marker": {"opacity": 0.16}}}
+
 # Okabe and Ito's colours, distinct for every kind of colour vision, each with a symbol of its own.
 _LOOKS = (
     ("#0072b2", "circle"),
@@ -132,6 +138,7 @@ def scatter(view: View, colour: Colour, threshold: float, shown: NDArray[np.bool
                 marker=marker,
                 customdata=pair,
                 selectedpoints=marked,
+                **(_LARGER if 0 < len(chosen) <= FEW else {}),
                 text=[f"score {value:.2f}" for value in view.table.score[pair]],
                 hovertemplate="patch %{customdata}<br>%{text}<extra>%{fullData.name}</extra>",
             )

@@ -129,6 +129,10 @@ def test_groups_hold_every_point_once_and_differ_without_colour(run_id, what):
     assert {trace.type for trace in figure.data} == {"scattergl"}
     drawn = np.concatenate([trace.customdata for trace in figure.data])
     assert sorted(set(drawn)) == list(range(30))
+    assert figure.data[0].selected.marker.size > figure.data[0].marker.size  # one point among many is found
+    assert figure.data[0].unselected.marker.opacity < 0.3
+    many = scatter(view, "label", 0.5, np.arange(len(view.table)) < 30, set(range(20)))
+    assert many.data[0].selected.marker.size is None
 
 
 def test_thumbnails_and_rings_show_the_place_of_a_patch(run_id, shared_workspace):
