@@ -84,7 +84,7 @@ with right:
     st.dataframe(
         catalogue.scene_rows(scenes, loaders.runs()),
         hide_index=True,
-        height=300,
+        height=min(38 + 35 * max(len(scenes), 1), 300),
         column_config={name: {"width": width} for name, width in catalogue.WIDTHS.items()},
         on_select=partial(choose_row, "scene-table", ids),
         selection_mode="single-row",

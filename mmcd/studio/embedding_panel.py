@@ -204,7 +204,7 @@ def _measures(view: View) -> None:
         "event_apart": "Event apart",
     }
     rows = [[_cell(line[key]) for key in names] for line in found.events]
-    st.markdown("**Silhouette by event**", help=PICTURE_HELP["silhouette"])
+    st.markdown(f"**Silhouette by event{sample}**", help=PICTURE_HELP["silhouette"])
     st.dataframe(
         pd.DataFrame(rows, columns=list(names.values())),
         hide_index=True,

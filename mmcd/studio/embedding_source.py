@@ -31,7 +31,7 @@ WHAT_NAMES: dict[What, str] = {
 }
 METHOD_HELP = (
     "PCA shows the directions in which the vectors differ most, in a second. UMAP and t-SNE keep neighbours together "
-    "and show groups better; UMAP takes up to a minute the first time."
+    "and show groups better; UMAP takes a minute or two the first time."
 )
 
 

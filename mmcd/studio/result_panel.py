@@ -127,7 +127,8 @@ def _about(run: Run) -> None:
         "Model": f"{model['name']} {model['version']}, {model['why']}",
         "Region": run.manifest["region"] or "the whole scene",
         "Finished": f"{str(run.manifest['finished'])[:16].replace('T', ' ')} UTC",
-        "Computed": ", ".join(f"{name} {value}" for name, value in arithmetic.items()) or "unknown",
+        "Computed": ", ".join(f"{name} {value}" for name, value in arithmetic.items() if value is not None)
+        or "unknown",
     }
     for name, text in facts.items():
         st.markdown(f"**{name}:** {text}")
