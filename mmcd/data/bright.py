@@ -291,17 +291,18 @@ def read_tile(tile: BrightTile, window: Window | None = None) -> BrightPixels:
     return BrightPixels(pre, post, label, grid)
 
 
-def colour_label(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Paint classes in BRIGHT's colours; what is not labelled is grey.
+def colour_label(label: NDArray[np.uint8], palette: tuple[tuple[int, int, int], ...] = PALETTE) -> NDArray[np.uint8]:
+    """Paint classes in colours; what is not labelled is grey.
 
     Args:
         label: Class or `UNLABELLED`, shape (H, W), uint8.
+        palette: Colour of each of `CLASSES`.
 
     Returns:
         Red, green and blue, shape (H, W, 3), uint8.
     """
     table = np.full((256, 3), _UNLABELLED_COLOUR, dtype=np.uint8)
-    table[: len(PALETTE)] = PALETTE
+    table[: len(palette)] = palette
     return table[label]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcd.data.bright import CLASSES, PALETTE, UNLABELLED, colour_label
+from mmcd.data.bright import CLASSES, UNLABELLED, colour_label
 from mmcd.data.patch_index import PatchRules, PatchTable, tile_patches
 from mmcd.errors import DataError
 from mmcd.geo.display import display_plan
@@ -29,6 +29,9 @@ Pixels = NDArray[np.uint8]
 
 MAX_SIDE = 1024
 """Rows and columns of a panel at most; larger pictures are shown by every n-th pixel."""
+
+PALETTE = ((255, 255, 255), (86, 180, 233), (230, 159, 0), (160, 40, 0))
+"""Colours of BRIGHT's classes: its own green and red look alike to many; these differ in lightness too."""
 
 KEPT_TABLES = 64
 """Patch tables that are kept; one of a tile of 1024 px takes about 200 kB."""
@@ -76,7 +79,7 @@ def image_panel(path: Path, limits: tuple[float, float], window: Window | None =
 
 
 def label_panel(picture: Picture, window: Window | None = None) -> Panel | None:
-    """Return a label in BRIGHT's colours; masks of change have those of background and destroyed. None without one.
+    """Return a label in the colours of `PALETTE`; masks of change have its first and last. None without one.
 
     Raises:
         InputError: The file is missing or damaged.
@@ -87,7 +90,7 @@ def label_panel(picture: Picture, window: Window | None = None) -> Panel | None:
         shape = source.grid.shape
         raster = source.read_decimated(MAX_SIDE**2) if window is None else source.read(window)
         classes = _classes(raster, source.nodata, is_graded(picture))
-    return _panel(colour_label(classes), shape, window)
+    return _panel(colour_label(classes, PALETTE), shape, window)
 
 
 def is_graded(picture: Picture) -> bool:

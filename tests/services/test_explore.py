@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmcd.data.bright import PALETTE, colour_label, index_bright, read_layer
+from mmcd.data.bright import colour_label, index_bright, read_layer
 from mmcd.data.bright_splits import read_blacklist
 from mmcd.data.patch_index import PatchRules, tile_patches
 from mmcd.errors import DataError, InputError
@@ -14,6 +14,7 @@ from mmcd.geo.grid import Window
 from mmcd.services import explore
 from mmcd.services.collections import CATALOG, Collection, open_collection, register, registered
 from mmcd.services.explore import (
+    PALETTE,
     context_window,
     file_facts,
     image_panel,
@@ -75,7 +76,7 @@ def test_a_large_picture_is_shown_by_every_nth_pixel(towns, monkeypatch):
 
 def test_labels_have_bright_s_colours_and_masks_two_of_them(towns, floods, workspace):
     tile = index_bright(towns.flags.parent).tiles[0]
-    expected = colour_label(read_layer(tile, "label")[0][0])
+    expected = colour_label(read_layer(tile, "label")[0][0], PALETTE)
     np.testing.assert_array_equal(label_panel(towns.pictures[0]).pixels, expected)
     assert list(legend(towns.pictures[0])) == ["background", "intact", "damaged", "destroyed"]
     flood = open_collection(register(floods)).pictures[0]
