@@ -142,7 +142,7 @@ def _try_job(store: JobStore, job: Job, handlers: dict[str, Handler], stop: thre
             logger.info("cancelled")
             store.mark_cancelled(job.id)
     except MmcdError as error:
-        logger.warning("failed: %s", error, exc_info=True)
+        logger.warning("failed: %s", error)  # the fault of the input: cause and next step say it all
         store.fail(job.id, error.message, error.hint)
     except Exception as error:
         # The last line of defence: one job's defect must not end the worker; the log keeps the traceback.
