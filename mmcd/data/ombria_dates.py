@@ -1,8 +1,10 @@
 """OMBRIA's Sentinel-2 images before and after a flood as series of two dates, for pretraining: the *two-date mode*.
 
 A tile is a place. SeCo draws its dates with replacement. CACo and TeCo take each date for a half; the other acquisition
-of a half, which is to look alike but for the season, is the same date again, of which its view is another crop. MoCo+TP
-and SACo see both dates. Only the main set is read: the later events stay unseen.
+of a half, which is to look alike but for the season, is the same date again, of which its view is another crop. So it
+is with SACo, whose two acquisitions are to look alike too: by both dates it is taught not to see a flood (AUC of task a
+of ``benchmarks/pretraining.py`` 0.827, hardly better than random weights; 0.835 by one date). MoCo+TP sees both dates,
+which is what it is. Only the main set is read: the later events stay unseen.
 """
 
 from pathlib import Path
@@ -19,6 +21,7 @@ from mmcd.models.moco import Method
 from mmcd.progress import Progress, silent
 
 DATES = 2
+_ONE_DATE: tuple[Method, ...] = ("saco", "saco_plus")
 
 OMBRIA_QUANTILES: dict[str, tuple[float, float]] = {"B11": (1, 135), "B8": (4, 134), "B3": (6, 115)}
 """Percentiles 2 and 98 of both dates of the main set, stored numbers."""
@@ -108,5 +111,7 @@ class OmbriaDates(Dataset[SeasonalSample]):
         if self.draw.halves:
             return [index % 2] * self.draw.count
         random = np.random.default_rng([self.seed, int(self._epoch), index, 1])
+        if self.method in _ONE_DATE:
+            return [int(random.integers(DATES))] * self.draw.count
         numbers: list[int] = random.choice(DATES, self.draw.count, replace=self.draw.repeats).tolist()
         return numbers
