@@ -179,10 +179,16 @@ def test_a_worker_outlives_a_store_that_is_busy_while_it_looks_for_a_job(store, 
             raise StorageError("The job store cannot be used: database is locked.", "Try again.")
         return claim(*asked)
 
+    stop = threading.Event()
+
+    def work(request: dict, progress: jobs.Progress) -> dict:
+        stop.set()
+        return {}
+
     job_id = store.submit("count", {})
     monkeypatch.setattr(store, "claim", busy_at_first)
-    jobs.run_worker(store, {"count": lambda request, progress: {}}, idle_seconds=0.5)
-    assert store.get(job_id).state == "done"
+    jobs.run_worker(store, {"count": work}, stop=stop, idle_seconds=30.0)
+    assert store.get(job_id).state == "done" and len(tries) > 1
 
 
 def test_a_cancel_survives_the_death_of_the_worker(store):
