@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mmcd.cards import find_card
+from mmcd.cards import Card, find_card
 from mmcd.config import Config
 from mmcd.errors import InputError
 from mmcd.geo.cog import atomic_path
@@ -16,6 +18,21 @@ from mmcd.services.accuracy import Measured
 DatasetName = Literal["ombria", "bright", "levir"]
 DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
 """Data sets whose labels are maps of change."""
+
+_AFTER: dict[DatasetName, tuple[str, float]] = {
+    "ombria": ("sar", 10.0),
+    "bright": ("sar", 0.5),
+    "levir": ("optical", 0.5),
+}
+"""Kind and pixel size, metres, of a data set's images after the event."""
+
+
+def fitting_first(models: Mapping[str, Card], dataset: DatasetName) -> list[str]:
+    """Return the names of models, those first that were made for images like a data set's."""
+    kind, gsd = _AFTER[dataset]
+    return sorted(
+        models, key=lambda name: (models[name].post.modality != kind, abs(math.log(models[name].gsd.nominal / gsd)))
+    )
 
 
 class AccuracyRequest(Config):

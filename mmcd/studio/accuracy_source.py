@@ -9,7 +9,7 @@ from mmcd.errors import DataError, MmcdError
 from mmcd.jobs import Job
 from mmcd.paths import shipped
 from mmcd.services.accuracy import Measured, measure_run
-from mmcd.services.accuracy_data import AccuracyRequest, DatasetName, list_measured, load_measured
+from mmcd.services.accuracy_data import AccuracyRequest, DatasetName, fitting_first, list_measured, load_measured
 from mmcd.services.runs import Run
 from mmcd.studio import loaders
 from mmcd.studio.carry import choose_scene, keep_selection
@@ -140,7 +140,10 @@ def _form() -> None:
     dataset = left.selectbox("Data set", get_args(DatasetName), format_func=LAYOUTS.__getitem__, key="accuracy-dataset")
     models = loaders.models()
     model = right.selectbox(
-        "Model", list(models), format_func=lambda name: f"{name}: {models[name].title}", key="accuracy-model"
+        "Model",
+        fitting_first(models, dataset),
+        format_func=lambda name: f"{name}: {models[name].title}",
+        key=f"accuracy-model-{dataset}",
     )
     root = left.text_input("Folder of the data set, on this machine", key="accuracy-root").strip()
     event = right.text_input("Event", placeholder="All of them", key="accuracy-event").strip()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import streamlit as st
 
@@ -10,7 +10,16 @@ from mmcd.embeddings import METHODS, PRESETS, WHATS, Layout, Method, What
 from mmcd.errors import MmcdError
 from mmcd.geo.catalog import Scene
 from mmcd.jobs import Job
-from mmcd.services.embeddings import EmbedRequest, View, data_table_path, data_tables, find_view, view_path
+from mmcd.services.accuracy_data import fitting_first
+from mmcd.services.embeddings import (
+    EmbedDataset,
+    EmbedRequest,
+    View,
+    data_table_path,
+    data_tables,
+    find_view,
+    view_path,
+)
 from mmcd.services.runs import Run
 from mmcd.studio import loaders
 from mmcd.studio.carry import keep_selection
@@ -226,10 +235,10 @@ def _take_table() -> None:
 def _form() -> None:
     """Draw the form that embeds a data set as a job."""
     left, right = st.columns(2)
-    dataset = left.selectbox("Data set", ["ombria", "bright"], format_func=str.upper, key="embedding-dataset")
-    names = [name for name, card in loaders.models().items() if card.has_embeddings]
+    dataset = left.selectbox("Data set", get_args(EmbedDataset), format_func=str.upper, key="embedding-dataset")
+    names = fitting_first({name: card for name, card in loaders.models().items() if card.has_embeddings}, dataset)
     model = right.selectbox(
-        "Model", names, key="embedding-model", accept_new_options=True,
+        "Model", names, key=f"embedding-model-{dataset}", accept_new_options=True,
         help="A model that compares embeddings; for BRIGHT also the path of a checkpoint of the reference system.",
     )  # fmt: skip
     root = left.text_input("Folder of the data set, on this machine", key="embedding-root").strip()

@@ -155,7 +155,8 @@ def test_a_measurement_is_asked_for_as_a_job(own, floods, monkeypatch):
     page.button("accuracy-measure").click().run()
     assert not page.exception
     assert "/nowhere is not a folder" in words(page.error)
-    page.selectbox("accuracy-model").set_value(NAME)
+    assert page.selectbox("accuracy-model-ombria").value == "flood-s2s1", "what fits the data set comes first"
+    page.selectbox("accuracy-model-ombria").set_value(NAME)
     page.text_input("accuracy-root").input(str(floods)).run()
     page.button("accuracy-measure").click().run()
     assert not page.exception
