@@ -92,10 +92,11 @@ def main() -> int:
     parser.add_argument(
         "--train-seconds", type=float, default=Options.train_seconds, help="of the processor, each form"
     )
+    parser.add_argument("--seed", type=int, default=Options.seed, help="of that training")
     parser.add_argument("--full", action="store_true", help="measure what takes many minutes too")
     parser.add_argument("--function", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    options = Options(chosen.crops, chosen.rounds, chosen.train_seconds, chosen.full)
+    options = Options(chosen.crops, chosen.rounds, chosen.train_seconds, chosen.seed, chosen.full)
     if chosen.function:
         return _answer(chosen.function, options, chosen.json)
     wanted = set(chosen.only.split(",")) if chosen.only else {part.letter for part in PARTS}
@@ -174,7 +175,8 @@ def _in_process(function: str, threads: int, options: Options, folder: Path) -> 
     environment = {**os.environ, "MMCD_WORKSPACE": str(place), "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, "--function", function, "--json", str(answer)]
     command += ["--crops", str(options.crops), "--rounds", str(options.rounds)]
-    command += ["--train-seconds", str(options.train_seconds), *(["--full"] if options.full else [])]
+    command += ["--train-seconds", str(options.train_seconds), "--seed", str(options.seed)]
+    command += ["--full"] if options.full else []
     done = subprocess.run(command, env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)

@@ -20,12 +20,14 @@ class Options:
         crops: Crops of the reference that its time for a tile is extrapolated from.
         rounds: Interleaved repeats of everything else.
         train_seconds: Processor seconds that each form may learn for.
+        seed: Of its weights and of what it sees.
         full: Measure what takes many minutes too.
     """
 
     crops: int = 8
     rounds: int = 3
     train_seconds: float = 240.0
+    seed: int = 0
     full: bool = False
 
 
