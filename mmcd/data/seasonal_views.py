@@ -247,6 +247,8 @@ def _coloured(images: Tensor, config: SeasonViewConfig, generator: torch.Generat
     changed = _chosen(count, config.jitter, generator)
     for turn in range(len(steps)):
         for number, (change, usual, spread) in enumerate(steps):
+            if not spread:
+                continue  # a change by nothing, which for the hue costs as much as any other
             now = changed & (order[:, turn] == number)
             amount = usual + spread * amounts[:, number]
             images = _where(images, now, lambda part, at, do=change, by=amount: do(part, by[at]))  # type: ignore[misc]
