@@ -158,8 +158,11 @@ def _run() -> Source | None:
     runs = {run.id: run for run in loaders.runs() if _embeddable(run)}
     asked, scene_id = st.query_params.get("run"), st.query_params.get("scene")
     if asked and asked not in runs:
-        loaders.run(asked)  # raises: an address with an unknown run says so
-        st.warning("Choose another run below.", title="This run cannot have embeddings.")
+        named = loaders.run(asked)  # raises: an address with an unknown run says so
+        if _embeddable(named):
+            runs = {asked: named} | runs  # made since the runs were last listed
+        else:
+            st.warning("Choose another run below.", title="This run cannot have embeddings.")
     if not runs:
         _nothing()
         return None
