@@ -42,8 +42,12 @@ def _labelled_run() -> Run | None:
     runs = {run.id: run for run in loaders.runs() if run.scene_id in titles}
     asked, scene_id = st.query_params.get("run"), st.query_params.get("scene")
     if asked and asked not in runs:
-        scene = loaders.scene(str(loaders.run(asked).scene_id))  # raises: an address with an unknown run says so
-        st.warning("Its accuracy cannot be measured.", title=f"{scene.title or scene.id} has no labels.")
+        named = loaders.run(asked)  # raises: an address with an unknown run says so
+        scene = loaders.scene(str(named.scene_id))
+        if scene.id in titles:
+            runs = {asked: named} | runs  # made since the runs were last listed
+        else:
+            st.warning("Its accuracy cannot be measured.", title=f"{scene.title or scene.id} has no labels.")
     if not runs:
         _nothing_to_measure(titles)
         return None
