@@ -66,6 +66,13 @@ def test_the_run_of_the_damage_map_is_measured_at_its_threshold(prepared, measur
     assert len(charts) == 5 and all(charts)
 
 
+def test_a_link_to_a_run_made_since_the_runs_were_listed_shows_it(prepared, monkeypatch):
+    monkeypatch.setattr("mmcd.studio.loaders.runs", lambda: [])
+    page = opened(run=prepared.run_id)
+    assert not page.exception and not page.warning
+    assert page.selectbox("accuracy-run").value == prepared.run_id
+
+
 def test_a_threshold_that_is_set_goes_into_the_address_and_into_the_figures(prepared):
     page = opened(scene=prepared.placed.id, run=prepared.run_id)
     before = metrics(page)["F1"]

@@ -55,6 +55,12 @@ def words(page: AppTest) -> str:
     return " ".join(str(part.value) for part in parts)
 
 
+def test_a_link_to_a_run_made_since_the_runs_were_listed_shows_it(run_id, monkeypatch):
+    monkeypatch.setattr("mmcd.studio.loaders.runs", lambda: [])
+    page = opened(run=run_id)
+    assert page.selectbox("embedding-run").value == run_id and not page.warning
+
+
 def test_a_picture_that_is_there_is_drawn_with_how_far_it_can_be_trusted(run_id, shared_workspace):
     page = opened(run=run_id)
     assert page.query_params["scene"] == shared_workspace.placed.id
