@@ -3,8 +3,8 @@
 A tile is a place. SeCo draws its dates with replacement. CACo and TeCo take each date for a half; the other acquisition
 of a half, which is to look alike but for the season, is the same date again, of which its view is another crop. So it
 is with SACo, whose two acquisitions are to look alike too: by both dates it would be taught not to see a flood (what
-was measured stands in ``docs/reference-systems.md``). MoCo+TP sees both dates, which is what it is. Only the main set is
-read: the later events stay unseen.
+was measured stands in ``docs/reference-systems.md``). MoCo+TP sees both dates, which is what it is. Only the main set
+is read: the later events stay unseen.
 """
 
 from pathlib import Path
